@@ -1,0 +1,148 @@
+"""``python -m benchmarks``: measure the chosen rows side by side and write the table."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import pwd
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from benchmarks.machine import machine_facts
+from benchmarks.process import Account, ContenderFailed
+from benchmarks.report import render
+from benchmarks.rows import ROWS, RowResult, Setting
+from benchmarks.server import BenchmarkServer
+from benchmarks.workspace import Workspace, warm_cache
+from datamanager.base.errors import DataManagerError
+from datamanager.base.files import write_durably
+from datamanager.base.units import format_size, parse_size
+
+_DEBIAN_PROGRAMS = Path("/usr/lib/postgresql/15/bin")
+_SERVER_ACCOUNTS = ("postgres", "nobody")
+# Data, a plain tar of it, two compressed copies, a restored copy, and the server's WAL while it is filled.
+_SPACE_FACTOR = 6
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0: measured, whether bars are held or not; 1: could not measure."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        unknown = [name for name in options.rows if name not in ROWS]
+        if unknown:
+            raise ContenderFailed(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")
+        with Workspace(options.work, _account()) as workspace:
+            workspace.need_space(options.size * _SPACE_FACTOR)
+            workspace.show_as(Path.cwd(), ".")
+            workspace.show_as(Path(sys.prefix), "VENV")
+            _measure(options, workspace)
+    except (ContenderFailed, DataManagerError, OSError) as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _measure(options: argparse.Namespace, workspace: Workspace) -> None:
+    facts = machine_facts(workspace.path)
+    results: list[RowResult] = []
+    for names, many_files in (([n for n in options.rows if n != "files"], False), (["files"], True)):
+        chosen = [name for name in names if name in options.rows]
+        if not chosen:
+            continue
+        with _filled_server(options, workspace, many_files) as setting:
+            if not results:
+                facts.append(f"PostgreSQL {setting.server.version}; size asked for: {format_size(options.size)}")
+                facts.append(f"Rounds: {options.rounds}, alternating; data: half pgbench, half sample clinic")
+            for name in chosen:
+                warm_cache(setting.server.data)
+                results.append(ROWS[name](setting))
+                page = render(facts, results)
+                write_durably(options.out, page.encode())
+    print(f"written: {options.out}")
+
+
+@contextmanager
+def _filled_server(options: argparse.Namespace, workspace: Workspace, many_files: bool) -> Iterator[Setting]:
+    """A server with the row's data; stopped and removed afterwards."""
+    name = "files" if many_files else "server"
+    with BenchmarkServer(workspace, options.postgres, name, options.port) as server:
+        print(f"filling a PostgreSQL {server.version} server", flush=True)
+        if many_files:
+            server.fill_with_files(options.files)
+        else:
+            server.fill(options.size)
+        files = server.data_files()
+        setting = Setting(workspace, server, options.datamanager, _version(), options.rounds, _say, file_count=files)
+        print(f"filled: {format_size(server.data_bytes())} in {files} relation files", flush=True)
+        yield setting
+    shutil.rmtree(server.folder, ignore_errors=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--size", type=parse_size, default=parse_size("1GB"), help="size of the data (default 1GB)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each contender, alternating (default 3)")
+    parser.add_argument(
+        "--rows",
+        type=lambda text: [part.strip() for part in text.split(",") if part.strip()],
+        default=[name for name in ROWS if name != "files"],
+        help=f"which rows, separated by commas: {', '.join(ROWS)} (default: all but files)",
+    )
+    parser.add_argument("--files", type=int, default=25_000, help="relation files of the row `files` (default 25000)")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/RESULTS.md"), help="where the table goes")
+    parser.add_argument("--postgres", type=Path, default=_default_programs(), help="folder of the server's programs")
+    parser.add_argument("--datamanager", default=_default_product(), help="the program to measure")
+    parser.add_argument("--work", type=Path, help="parent of the working directory (default: the system's)")
+    parser.add_argument("--port", type=int, default=27015, help="number in the name of the server's socket")
+    return parser
+
+
+def _default_programs() -> Path:
+    if _DEBIAN_PROGRAMS.is_dir():
+        return _DEBIAN_PROGRAMS
+    found = shutil.which("postgres")
+    return Path(found).resolve().parent if found else _DEBIAN_PROGRAMS
+
+
+def _default_product() -> str:
+    """The program of the environment that runs the harness, else the one on PATH."""
+    beside = Path(sys.executable).with_name("datamanager")
+    return str(beside) if beside.exists() else shutil.which("datamanager") or "datamanager"
+
+
+def _account() -> Account:
+    """PostgreSQL refuses root, so root hands the server and the peers to an unprivileged account."""
+    if os.geteuid() != 0:
+        return Account()
+    known = {entry.pw_name for entry in pwd.getpwall()}
+    for name in _SERVER_ACCOUNTS:
+        if name in known:
+            return Account(name)
+    raise ContenderFailed("root needs an account named postgres or nobody to run the server as")
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("datamanager-postgresql")
+    except importlib.metadata.PackageNotFoundError:
+        return "(unknown version)"
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """SIGTERM leaves by the same way as Ctrl-C, so that the server and the files go."""
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

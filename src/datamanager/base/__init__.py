@@ -1,0 +1,1 @@
+"""Types and mechanisms that everything else may use: errors, units, clock, events, pipeline, durable files."""

@@ -1,0 +1,72 @@
+"""Writing a file so that a power cut leaves the old one or the new one, never a part.
+
+Source: rename(2), fsync(2); a directory's entry is durable only after fsync of the directory, where that exists.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import secrets
+import sys
+from pathlib import Path
+
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def sync_directory(folder: Path) -> None:
+    """Make the names in ``folder`` durable; does nothing where directories cannot be synced (FAT, Windows)."""
+    if os.name == "nt":
+        return
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Replace ``path`` by ``data`` atomically and durably.
+
+    Args: mode - permissions of the new file, set before the first byte is written.
+    Raises: OSError, with the old file intact and no temporary file left.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_tree(root: Path) -> None:
+    """Make everything below ``root`` durable: the whole volume at once on Linux, else file by file.
+
+    Raises: OSError, when anything written there was lost. Source: syncfs(2), which reports errors since Linux 5.8.
+    """
+    if _libc is not None and hasattr(_libc, "syncfs"):
+        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            if _libc.syncfs(descriptor) != 0:
+                code = ctypes.get_errno()
+                raise OSError(code, os.strerror(code), str(root))
+        finally:
+            os.close(descriptor)
+        return
+    for folder, _, names in os.walk(root):
+        for name in names:
+            # Windows syncs only what was opened for writing.
+            descriptor = os.open(os.path.join(folder, name), os.O_RDWR)  # noqa: PTH118 - hot and plain
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        sync_directory(Path(folder))

@@ -1,0 +1,170 @@
+"""Stopping and running together: StopToken, and a group of threads joined by bounded queues.
+
+Every queue is bounded, so a slow consumer slows its producer. The first error anywhere stops every thread of the
+group and is the one that is raised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from datamanager.base.errors import Cancelled
+
+T = TypeVar("T")
+
+# A blocked queue looks at its stop token this often: 10 looks a second cost nothing and end a wait soon enough.
+_LOOK_SECONDS = 0.1
+
+
+class StopToken:
+    """Asks long work to end. Thread-safe and safe to set from a signal handler; owns one socket pair until closed.
+
+    ``fileno()`` becomes readable when stopping is asked for, so that a poll on a connection can include it.
+    """
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._reason = ""
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+
+    def stop(self, reason: str) -> None:
+        """Ask for the end; the first reason stays."""
+        if not self._event.is_set():
+            self._reason = reason
+            self._event.set()
+            with contextlib.suppress(OSError):
+                self._writer.send(b"x")
+
+    @property
+    def stopping(self) -> bool:
+        return self._event.is_set()
+
+    @property
+    def reason(self) -> str:
+        return self._reason
+
+    def check(self) -> None:
+        """Raises: Cancelled, once stopping was asked for."""
+        if self._event.is_set():
+            raise Cancelled(self._reason)
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep up to ``seconds``; True as soon as stopping was asked for."""
+        return self._event.wait(seconds)
+
+    def fileno(self) -> int:
+        return self._reader.fileno()
+
+    def close(self) -> None:
+        self._reader.close()
+        self._writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class _End:
+    """Marks the end of a queue's items."""
+
+
+class Channel(Generic[T]):
+    """A bounded queue between threads of one TaskGroup: closing ends the iteration, a stop raises Cancelled."""
+
+    def __init__(self, group: TaskGroup, size: int) -> None:
+        self._group = group
+        self._queue: queue.Queue[T | _End] = queue.Queue(maxsize=size)
+
+    def put(self, item: T) -> None:
+        """Blocks while the queue is full. Raises: Cancelled when the group stops."""
+        self._put(item)
+
+    def close(self) -> None:
+        """No more items will come."""
+        self._put(_End())
+
+    def _put(self, item: T | _End) -> None:
+        while True:
+            self._group.check()
+            try:
+                self._queue.put(item, timeout=_LOOK_SECONDS)
+            except queue.Full:
+                continue
+            return
+
+    def __iter__(self) -> Iterator[T]:
+        while True:
+            self._group.check()
+            try:
+                item = self._queue.get(timeout=_LOOK_SECONDS)
+            except queue.Empty:
+                continue
+            if isinstance(item, _End):
+                # Left for the other consumers of the same channel.
+                self._queue.put_nowait(item)
+                return
+            yield item
+
+
+class TaskGroup:
+    """Threads that succeed or fail together; leaving the ``with`` block joins them all.
+
+    Raises on exit: the first error of any thread, or Cancelled when the outer token was set.
+    """
+
+    def __init__(self, stop: StopToken) -> None:
+        self._outer = stop
+        self._failed = threading.Event()
+        self._first: BaseException | None = None
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+
+    def check(self) -> None:
+        """Raises: Cancelled, when the group failed or the outer token was set."""
+        self._outer.check()
+        if self._failed.is_set():
+            raise Cancelled("another part of the job failed")
+
+    def channel(self, size: int) -> Channel[T]:
+        """A queue of at most ``size`` items whose waits end when the group stops."""
+        return Channel(self, size)
+
+    def start(self, name: str, work: Callable[[], None]) -> None:
+        """Run ``work`` in a thread of the group."""
+        thread = threading.Thread(target=self._run, args=(work,), name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - handed to whoever joins the group
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            if self._first is None:
+                self._first = error
+        self._failed.set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._fail(error)
+        for thread in self._threads:
+            thread.join()
+        if self._first is not None and self._first is not error:
+            raise self._first

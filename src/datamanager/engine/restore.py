@@ -1,0 +1,140 @@
+"""Restore a backup into a new directory.
+
+1 plan         engine/restore_plan.py; a restore that cannot succeed stops there
+2 materialize  every file but the control file's name
+3 links        pg_tblspc, from the plan alone
+4 sync         everything durable
+5 pg_control   gets its name: from here on the directory starts
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from datamanager.base.errors import StoreDenied, StoreFull, TargetTooSmall, TargetUnfit
+from datamanager.base.events import Listener, PhaseStarted, Progress, Warned
+from datamanager.base.files import sync_directory, sync_tree
+from datamanager.base.pipeline import StopToken
+from datamanager.engine.materialize import Destination, Materializer
+from datamanager.engine.restore_plan import CONTROL_FILE, UNFINISHED_CONTROL_FILE, RestorePlan
+from datamanager.repository.lease import Lease
+from datamanager.repository.repository import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreResult:
+    """A directory that starts. ``bytes`` is what was restored, zeros included."""
+
+    target: Path
+    files: int
+    bytes: int
+    seconds: float
+    warnings: list[str]
+
+
+def apply_restore(repository: Repository, plan: RestorePlan, stop: StopToken, listener: Listener) -> RestoreResult:
+    """Carry out a plan. Until the last step the directory cannot start; a failed one is left for inspection.
+
+    Raises: IntegrityError, ObjectMissing, StoreError, TargetTooSmall, TargetUnfit, Cancelled.
+    """
+    began = repository.clock.elapsed()
+    manifest, options = plan.manifest, plan.options
+    lease = _lease(repository, manifest.backup, listener)
+    try:
+        with _target_errors(options.target):
+            destination = _prepare(plan)
+            listener(PhaseStarted("restoring"))
+            counter = _Counter(manifest.total_bytes, listener)
+            contents = repository.contents(manifest)
+            files = Materializer(repository, contents, destination, options.threads, counter.add).run(stop)
+            _make_links(plan, destination)
+            listener(PhaseStarted("writing to disk"))
+            stop.check()
+            for root in (destination.root, *plan.links.values()):
+                sync_tree(root)
+            _finish(destination)
+    finally:
+        if lease is not None:
+            lease.release()
+    seconds = repository.clock.elapsed() - began
+    return RestoreResult(destination.root, files, manifest.total_bytes, seconds, plan.warnings)
+
+
+class _Counter:
+    """Adds up what the threads write."""
+
+    def __init__(self, total: int, listener: Listener) -> None:
+        self._total = total
+        self._listener = listener
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def add(self, size: int) -> None:
+        with self._lock:
+            self._done += size
+            self._listener(Progress(self._done, self._total))
+
+
+def _lease(repository: Repository, backup: str, listener: Listener) -> Lease | None:
+    """A lease, where the medium can be written; a restore from a read-only one goes on without."""
+    try:
+        lease = repository.take_lease("restore")
+        lease.renew([backup])
+    except (StoreDenied, StoreFull) as error:
+        listener(Warned(f"{error.message}; the restore goes on without telling other writers"))
+        return None
+    return lease
+
+
+@contextlib.contextmanager
+def _target_errors(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise TargetTooSmall(
+                f"restore backup: no room left for {error.filename or target}",
+                hint="Delete the unfinished directory, make room or give a bigger volume, and run the restore again.",
+            ) from error
+        raise TargetUnfit(
+            f"restore backup: {error.filename or target}: {(error.strerror or 'cannot be written').lower()}",
+            hint="Delete the unfinished directory and give one that this account can write.",
+        ) from error
+
+
+def _prepare(plan: RestorePlan) -> Destination:
+    target = Path(os.path.abspath(plan.options.target))  # noqa: PTH100 - links stay as the owner wrote them
+    destination = Destination(target, plan.links, {CONTROL_FILE: UNFINISHED_CONTROL_FILE}, plan.options.owner)
+    for folder in (target, *plan.links.values()):
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        if plan.options.owner is not None:
+            os.chown(folder, *plan.options.owner)
+    return destination
+
+
+def _make_links(plan: RestorePlan, destination: Destination) -> None:
+    if any(mode & 0o040 for mode in [(destination.root / "PG_VERSION").stat().st_mode]):
+        destination.root.chmod(0o750)  # a cluster made with group access
+    folder = destination.root / "pg_tblspc"
+    for oid, path in plan.links.items():
+        link = folder / str(oid)
+        if link.is_dir() and not link.is_symlink():
+            link.rmdir()
+        link.symlink_to(path, target_is_directory=True)
+        if destination.owner is not None:
+            os.chown(link, *destination.owner, follow_symlinks=False)
+
+
+def _finish(destination: Destination) -> None:
+    before = destination.root / os.fsdecode(UNFINISHED_CONTROL_FILE)
+    after = destination.root / os.fsdecode(CONTROL_FILE)
+    before.rename(after)
+    sync_directory(after.parent)
+    sync_directory(destination.root)

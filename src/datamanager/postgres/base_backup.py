@@ -1,0 +1,206 @@
+"""The streaming source: BASE_BACKUP over the replication protocol, servers 14 to 18.
+
+    slot    a temporary physical slot in the same session keeps the WAL of the backup
+    15+     one COPY, its messages tagged: n new archive, d data, p progress, m manifest follows
+    14      one COPY a tablespace, the data directory last, then one with the manifest
+
+Source: PostgreSQL documentation, section 54.4 (BASE_BACKUP); src/backend/backup/basebackup_copy.c.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from psycopg import pq
+
+from datamanager.base.clock import Clock
+from datamanager.base.errors import ServerError, StreamBroken
+from datamanager.base.pipeline import StopToken
+from datamanager.base.units import Lsn
+from datamanager.postgres.connection import ServerAddress, connect
+from datamanager.postgres.replication import ReplicationSession, result_rows
+from datamanager.postgres.source import FileReceiver, SourceEnd, SourceStart, SourceTablespace
+from datamanager.postgres.tar_stream import TarReader
+
+MAX_MANIFEST_BYTES = 1 << 30
+_DATA_CORRUPTED = "XX001"
+
+
+@dataclass(frozen=True, slots=True)
+class BaseBackupOptions:
+    """How the server is asked.
+
+    Args:
+        label: stands in backup_label; at most 1,000 characters.
+        fast_checkpoint: begin at once at the price of a burst of writes; else spread over checkpoint_timeout.
+        max_rate_kib: 32 to 1,048,576 KiB/s, or None for no limit.
+        silence_seconds: how long the server may say nothing (it waits for a spread checkpoint, for its archiver).
+    """
+
+    label: str
+    fast_checkpoint: bool = True
+    max_rate_kib: int | None = None
+    silence_seconds: float = 900.0
+
+
+class BaseBackupSource:
+    """Streams one backup of a running server. Used once, from one thread."""
+
+    def __init__(
+        self,
+        address: ServerAddress,
+        major: int,
+        options: BaseBackupOptions,
+        clock: Clock,
+        on_executed: Callable[[str], None],
+        on_slot: Callable[[str], None],
+    ) -> None:
+        self._address = address
+        self._major = major
+        self._options = options
+        self._clock = clock
+        self._on_executed = on_executed
+        self._on_slot = on_slot
+
+    def run(self, receiver: FileReceiver, stop: StopToken) -> SourceEnd:
+        connection = connect(self._address, stop=stop, replication=True)
+        silence = self._options.silence_seconds
+        with ReplicationSession(connection, stop, self._clock, self._on_executed, silence) as session:
+            slot = f"datamanager_{secrets.token_hex(8)}"
+            session.query(f'CREATE_REPLICATION_SLOT "{slot}" TEMPORARY PHYSICAL RESERVE_WAL')
+            self._on_slot(slot)
+            session.send(base_backup_command(self._major, self._options))
+            start = _read_start(session)
+            receiver.start(start)
+            stream = _TaggedStream(receiver, start) if self._major >= 15 else _PlainStreams(receiver, start)
+            stream.read(session)
+            return self._read_end(session, bytes(stream.manifest))
+
+    def _read_end(self, session: ReplicationSession, manifest: bytes) -> SourceEnd:
+        last = session.result()
+        if last is None or last.status != pq.ExecStatus.TUPLES_OK:
+            raise StreamBroken("read from server: the backup ended without its end position")
+        (row,) = result_rows(last)
+        corrupted = False
+        try:
+            while session.result() is not None:
+                pass
+        except ServerError as error:
+            if error.sqlstate != _DATA_CORRUPTED:
+                raise
+            corrupted = True  # every byte has arrived; the caller finds the pages and flags the backup
+        return SourceEnd(
+            lsn=Lsn.parse(row[0] or ""),
+            timeline=int(row[1] or 0),
+            manifest=manifest,
+            checksum_failure=corrupted,
+            notices=tuple(session.notices),
+        )
+
+
+def base_backup_command(major: int, options: BaseBackupOptions) -> str:
+    """The BASE_BACKUP command in the words of ``major``.
+
+    Never TABLESPACE_MAP (decision 1), never WAIT (decision 9: the archiver may be stuck; the WAL comes along).
+    """
+    label = options.label.replace("'", "''")
+    rate = options.max_rate_kib
+    if major >= 15:
+        words = [
+            f"LABEL '{label}'",
+            "PROGRESS true",
+            f"CHECKPOINT '{'fast' if options.fast_checkpoint else 'spread'}'",
+            "WAL true",
+            "WAIT false",
+            "MANIFEST 'yes'",
+            "MANIFEST_CHECKSUMS 'CRC32C'",
+            "VERIFY_CHECKSUMS true",
+        ]
+        return f"BASE_BACKUP ({', '.join(words + ([f'MAX_RATE {rate}'] if rate else []))})"
+    words = [f"LABEL '{label}'", "PROGRESS", *(["FAST"] if options.fast_checkpoint else []), "WAL", "NOWAIT"]
+    words += [f"MAX_RATE {rate}"] if rate else []
+    return f"BASE_BACKUP {' '.join(words)} MANIFEST 'yes' MANIFEST_CHECKSUMS 'CRC32C'"
+
+
+def _read_start(session: ReplicationSession) -> SourceStart:
+    first, second = session.result(), session.result()
+    if first is None or second is None:
+        raise StreamBroken("read from server: the backup ended before it began")
+    (position,) = result_rows(first)
+    tablespaces, total = [], 0
+    for oid, location, size in result_rows(second):
+        total += int(size or 0) * 1024
+        if oid is not None:
+            tablespaces.append(SourceTablespace(int(oid), location or "", None if size is None else int(size) * 1024))
+    return SourceStart(Lsn.parse(position[0] or ""), int(position[1] or 0), tuple(tablespaces), total or None)
+
+
+def _prefix(name: str) -> bytes:
+    """Where the members of an archive lie: ``base.tar`` at the top, ``OID.tar`` below its tablespace."""
+    return b"" if name == "base" else f"pg_tblspc/{int(name)}/".encode()
+
+
+class _TaggedStream:
+    """The single COPY of 15 and later."""
+
+    def __init__(self, receiver: FileReceiver, start: SourceStart) -> None:
+        self._receiver = receiver
+        self.manifest = bytearray()
+
+    def read(self, session: ReplicationSession) -> None:
+        _expect_copy(session)
+        archive: TarReader | None = None
+        for message in session.copy_messages():
+            tag = message[0]
+            if tag == 0x64:  # d
+                if archive is not None:
+                    archive.feed(message[1:])
+                else:
+                    _grow(self.manifest, message[1:])
+            elif tag == 0x6E:  # n
+                if archive is not None:
+                    archive.finish()
+                name = bytes(message[1:]).split(b"\0", 1)[0].decode()
+                archive = TarReader(self._receiver, _prefix(name.removesuffix(".tar")))
+            elif tag == 0x6D:  # m
+                if archive is not None:
+                    archive.finish()
+                archive = None
+            elif tag != 0x70:  # p: our own count is finer
+                raise StreamBroken(f"read from server: unknown message {tag:#x} in the backup stream")
+        if not self.manifest:
+            raise StreamBroken("read from server: the backup stream ended without its manifest")
+
+
+class _PlainStreams:
+    """One COPY a tablespace and one for the manifest: 14."""
+
+    def __init__(self, receiver: FileReceiver, start: SourceStart) -> None:
+        self._receiver = receiver
+        self._names = [str(one.oid) for one in start.tablespaces] + ["base"]
+        self.manifest = bytearray()
+
+    def read(self, session: ReplicationSession) -> None:
+        for name in self._names:
+            _expect_copy(session)
+            archive = TarReader(self._receiver, _prefix(name))
+            for message in session.copy_messages():
+                archive.feed(message)
+            archive.finish()
+        _expect_copy(session)
+        for message in session.copy_messages():
+            _grow(self.manifest, message)
+
+
+def _expect_copy(session: ReplicationSession) -> None:
+    result = session.result()
+    if result is None or result.status != pq.ExecStatus.COPY_OUT:
+        raise StreamBroken("read from server: the backup stream did not begin")
+
+
+def _grow(manifest: bytearray, data: memoryview) -> None:
+    if len(manifest) + len(data) > MAX_MANIFEST_BYTES:
+        raise StreamBroken("read from server: its backup manifest is larger than 1 GiB")
+    manifest += data

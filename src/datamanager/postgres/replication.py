@@ -1,0 +1,165 @@
+"""The replication protocol over libpq, never blocking: every wait ends for data, a stop, or a deadline.
+
+Blocking calls of the driver's C layer (``get_copy_data(0)``, ``get_result``) keep the interpreter's lock, which stops
+every other thread and every signal; so results are fetched only when they are there.
+Source: PostgreSQL documentation, section 54.4 (Streaming Replication Protocol) and 32.10 (COPY in libpq);
+``docs/design.md``, PostgreSQL decision 6.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+from collections.abc import Callable, Iterator
+from typing import Self
+
+import psycopg
+from psycopg import pq
+
+from datamanager.base.clock import Clock
+from datamanager.base.errors import Cancelled, DataManagerError, RightMissing, ServerError, ServerUnfit, StreamBroken
+from datamanager.base.pipeline import StopToken
+
+_CANCEL_SECONDS = 3.0
+_OK = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
+
+
+class ReplicationSession:
+    """One walsender session. Not thread-safe; owns the connection until ``close``.
+
+    Args:
+        connection: opened with ``replication=true``.
+        silence_seconds: how long the server may say nothing while we wait for it.
+    """
+
+    def __init__(
+        self,
+        connection: psycopg.Connection[tuple[object, ...]],
+        stop: StopToken,
+        clock: Clock,
+        on_executed: Callable[[str], None],
+        silence_seconds: float,
+    ) -> None:
+        self._connection = connection
+        self._pgconn = connection.pgconn
+        self._pgconn.nonblocking = 1
+        self._stop = stop
+        self._clock = clock
+        self._on_executed = on_executed
+        self.silence_seconds = silence_seconds
+        self.notices: list[str] = []
+        connection.add_notice_handler(lambda diagnostic: self.notices.append(diagnostic.message_primary or ""))
+        # Polling a copy of the descriptor keeps the selector valid when libpq closes its own.
+        self._socket = socket.socket(fileno=socket.dup(self._pgconn.socket))
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._socket, selectors.EVENT_READ)
+        self._selector.register(stop, selectors.EVENT_READ)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self.close(cancel=error is not None)
+
+    def close(self, *, cancel: bool = False) -> None:
+        """End the session; ``cancel`` first asks the server, for 3 s at most, to stop what it is doing."""
+        if cancel and not self._connection.closed:
+            with contextlib.suppress(psycopg.Error, OSError):
+                self._connection.cancel_safe(timeout=_CANCEL_SECONDS)
+        self._selector.close()
+        self._socket.close()
+        self._connection.close()
+
+    def query(self, command: str) -> list[list[str | None]]:
+        """Run a command that returns at most one result. Raises: ServerError, Cancelled."""
+        self.send(command)
+        rows: list[list[str | None]] = []
+        while (result := self.result()) is not None:
+            rows = result_rows(result)
+        return rows
+
+    def send(self, command: str) -> None:
+        """Begin a command; its results are then fetched one by one. Raises: StreamBroken."""
+        self._on_executed(command)
+        with self._mapped():
+            self._pgconn.send_query(command.encode())
+            while self._pgconn.flush() == 1:
+                self._wait(writing=True)
+
+    def result(self) -> pq.abc.PGresult | None:
+        """The next result of the command, None after the last. Raises: ServerError, Cancelled."""
+        with self._mapped():
+            while self._pgconn.is_busy():
+                self._wait()
+                self._pgconn.consume_input()
+            result = self._pgconn.get_result()
+        if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
+            raise error_of(result)
+        return result
+
+    def copy_messages(self) -> Iterator[memoryview]:
+        """Every CopyData message of a CopyOut; each view is valid until the next is asked for.
+
+        Raises: StreamBroken, Cancelled; an error of the server comes with the next ``result``.
+        """
+        get, wait, consume = self._pgconn.get_copy_data, self._wait, self._pgconn.consume_input
+        with self._mapped():
+            while True:
+                size, data = get(1)
+                if size > 0:
+                    yield data  # type: ignore[misc]  # the C layer gives a memoryview
+                elif size == 0:
+                    wait()
+                    consume()
+                else:
+                    return
+
+    def _wait(self, *, writing: bool = False) -> None:
+        if writing:
+            self._selector.modify(self._socket, selectors.EVENT_READ | selectors.EVENT_WRITE)
+        ready = self._selector.select(self.silence_seconds)
+        if writing:
+            self._selector.modify(self._socket, selectors.EVENT_READ)
+        self._stop.check()
+        if not ready:
+            raise StreamBroken(
+                f"read from server: it said nothing for {self.silence_seconds:.0f} s",
+                hint="Check the network and the server's log, then run the command again.",
+            )
+
+    @contextlib.contextmanager
+    def _mapped(self) -> Iterator[None]:
+        try:
+            yield
+        except psycopg.Error as error:
+            detail = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+            raise StreamBroken(f"read from server: the connection was lost ({detail})") from error
+
+
+def result_rows(result: pq.abc.PGresult) -> list[list[str | None]]:
+    """The cells of a result as text."""
+    return [
+        [None if (cell := result.get_value(row, column)) is None else cell.decode() for column in range(result.nfields)]
+        for row in range(result.ntuples)
+    ]
+
+
+def error_of(result: pq.abc.PGresult) -> DataManagerError:
+    """What a failed result means for the person who started the command."""
+    state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
+    message = (result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"unknown error").decode(errors="replace")
+    text = f"run on server: {message}"
+    if state == "42501":
+        return RightMissing(text, hint="Give the role the REPLICATION attribute: ALTER ROLE name REPLICATION;")
+    if state == "57014":
+        return Cancelled(text)
+    if state.startswith(("57P", "08")):
+        return StreamBroken(text)
+    if state == "53400":
+        return ServerUnfit(text, hint="Raise max_replication_slots (ALTER SYSTEM, then restart) or drop unused slots.")
+    if state == "55000":
+        return ServerUnfit(text, hint="Set wal_level = replica and restart the server, then run the backup again.")
+    failure = ServerError(text, hint="See the server's log for the details.")
+    failure.sqlstate = state
+    return failure

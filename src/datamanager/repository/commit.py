@@ -1,0 +1,89 @@
+"""Publishing a backup: metadata, barrier, checks, manifest, barrier, read back.
+
+The manifest's first copy is the commit. Before it everything it refers to is durable and present and the lease is
+fresh; after it both copies are read back and the lease is checked again. Source: ``docs/format.md``, Order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import zstandard
+
+from datamanager.base.errors import IntegrityError
+from datamanager.base.pipeline import StopToken, TaskGroup
+from datamanager.repository.format import Kind, manifest_keys, meta_keys, pack_key
+from datamanager.repository.layer import LayerBuilder
+from datamanager.repository.lease import Lease
+from datamanager.repository.manifest import LayerReference, Manifest
+from datamanager.repository.pack import NO_FINGERPRINT
+from datamanager.repository.pack_stream import PackStream
+from datamanager.repository.repository import Repository
+
+
+def write_layer(
+    repository: Repository, builder: LayerBuilder, stop: StopToken, before_put: Callable[[int], None]
+) -> LayerReference:
+    """Encode a layer and store it in metadata packs, two copies. Raises: StoreError, Cancelled."""
+    encoded = builder.encode()
+    compressor = zstandard.ZstdCompressor(level=3)
+    spans: list[tuple[str, int, int]] = []
+    with TaskGroup(stop) as group:
+        stream = PackStream(repository.objects, Kind.META, group, lambda pack: None, before_put)
+        for chunk in encoded.chunks():
+            pack, number = stream.add(compressor.compress(chunk), len(chunk), NO_FINGERPRINT)
+            if spans and spans[-1][0] == pack.hex():
+                spans[-1] = (spans[-1][0], spans[-1][1], spans[-1][2] + 1)
+            else:
+                spans.append((pack.hex(), number, 1))
+        stream.finish()
+    return LayerReference(
+        spans, len(encoded.blocks), len(encoded.table), len(encoded.index), encoded.files, encoded.rows
+    )
+
+
+def next_in_line(manifests: list[Manifest], repository: Repository) -> dict[str, Any]:
+    """The sequence and the predecessor of a manifest about to be written."""
+    if not manifests:
+        return {"sequence": 1, "previous": None}
+    last = manifests[-1]
+    previous = {"backup": last.backup, "sha256": repository.manifest_sha256(last.backup)}
+    return {"sequence": last.sequence + 1, "previous": previous}
+
+
+def publish(repository: Repository, lease: Lease, manifest: Manifest) -> None:
+    """Make the backup exist, or raise and leave none.
+
+    Raises: IntegrityError (something it needs is not there), Busy (the lease grew old), StoreError.
+    """
+    storage = repository.storage
+    storage.barrier()
+    lease.check()
+    require_objects(repository, manifest)
+    name = f"manifests/{manifest.backup}"
+    keys = manifest_keys(manifest.backup)
+    plain = manifest.to_json()
+    sealed = repository.objects.put_small(Kind.MANIFEST, name, keys, plain)
+    storage.barrier()
+    for key in keys:
+        if storage.get(key) != sealed:
+            raise IntegrityError(f"commit backup: {key} does not read back")
+    if repository.manifest(manifest.backup) != manifest:
+        raise IntegrityError(f"commit backup: {name} does not read back as written")
+    lease.check()
+
+
+def require_objects(repository: Repository, manifest: Manifest) -> None:
+    """Raises: IntegrityError, naming the first object that the backup needs and the store does not list."""
+    needed: set[str] = set()
+    for reference in manifest.layers:
+        for pack, _, _ in reference.spans:
+            needed.update(meta_keys(bytes.fromhex(pack)))
+        needed.update(pack_key(pack) for pack, _ in repository.layer(reference).packs)
+    present: set[str] = set()
+    for folder in ("packs/", "meta/", "meta-b/"):
+        present.update(one.key for one in repository.storage.list(folder))
+    missing = sorted(needed - present)
+    if missing:
+        raise IntegrityError(f"commit backup: {missing[0]} is not there ({len(missing)} objects missing)")

@@ -1,0 +1,134 @@
+"""Leases: how writers and long readers on any host know of each other without locks.
+
+A lease is a sealed object renewed every five minutes under a new name; it ages by the store's own clock. One that was
+not renewed for 30 minutes, or whose process is dead on the same boot of the same host, is stale.
+Source: ``docs/format.md`` decision 5.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from datamanager.base.clock import Clock
+from datamanager.base.errors import Busy, DataManagerError, StoreError
+from datamanager.repository.format import canonical_json
+
+RENEW_SECONDS = 300.0
+ABORT_SECONDS = 900.0  # a writer that could not renew for so long must not commit: two misses and a margin
+STALE_SECONDS = 1800.0
+
+
+def boot_id() -> str:
+    """Changes with every start of the machine; empty where the system has none."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return str(int(psutil.boot_time()))
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRecord:
+    """Who is at work on a repository, at what."""
+
+    writer: str
+    host: str
+    boot: str
+    pid: int
+    kind: str  # backup | restore | verify
+    subject: str  # system identifier of the cluster, or empty
+    parents: list[str]
+    started: str
+
+    @classmethod
+    def new(cls, kind: str, subject: str, started: str) -> LeaseRecord:
+        return cls(secrets.token_hex(8), socket.gethostname(), boot_id(), os.getpid(), kind, subject, [], started)
+
+    def to_json(self) -> bytes:
+        return canonical_json(asdict(self))
+
+    @classmethod
+    def from_json(cls, data: bytes) -> LeaseRecord:
+        return cls(**json.loads(data))
+
+    def dead_here(self) -> bool:
+        """Its process ran on this boot of this host and is gone."""
+        if self.host != socket.gethostname():
+            return False
+        return self.boot != boot_id() or not psutil.pid_exists(self.pid)
+
+
+class Lease:
+    """A lease held by this process, renewed by a thread of its own until ``release``. Thread-safe.
+
+    Args: put - stores a record under a key; delete - removes a key.
+    """
+
+    def __init__(
+        self,
+        record: LeaseRecord,
+        put: Callable[[str, bytes], None],
+        delete: Callable[[str], None],
+        clock: Clock,
+    ) -> None:
+        self._record = record
+        self._put = put
+        self._delete = delete
+        self._clock = clock
+        self._number = 0
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._renewed = 0.0
+        self.renew()
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self._thread.start()
+
+    @property
+    def record(self) -> LeaseRecord:
+        return self._record
+
+    def renew(self, parents: list[str] | None = None) -> None:
+        """Put the lease under its next name, now also for ``parents``, and drop the one before.
+
+        Raises: StoreError.
+        """
+        with self._lock:
+            if parents is not None:
+                self._record = replace(self._record, parents=parents)
+            before = self._clock.elapsed()
+            self._put(self._key(self._number + 1), self._record.to_json())
+            self._number += 1
+            self._renewed = before
+            if self._number > 1:
+                self._delete(self._key(self._number - 1))
+
+    def check(self) -> None:
+        """Raises: Busy, when the lease is too old for anything to rely on it."""
+        if self._clock.elapsed() - self._renewed > ABORT_SECONDS:
+            raise Busy(
+                "commit backup: the lease on the repository could not be renewed for 15 minutes",
+                hint="Run the backup again; it reuses what is already stored.",
+            )
+
+    def release(self) -> None:
+        """End the lease; one that cannot be deleted grows stale by itself."""
+        self._ended.set()
+        self._thread.join()
+        with self._lock, contextlib.suppress(DataManagerError):
+            self._delete(self._key(self._number))
+
+    def _key(self, number: int) -> str:
+        return f"leases/{self._record.writer}-{number:06d}"
+
+    def _keep(self) -> None:
+        while not self._ended.wait(RENEW_SECONDS):
+            with contextlib.suppress(StoreError):  # tried again in five minutes; check() decides
+                self.renew()

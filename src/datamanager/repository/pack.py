@@ -1,0 +1,186 @@
+"""Packs: chunks sealed back to back, then a sealed directory that says what they are.
+
+    header 64 | sealed chunk ... | random padding | sealed directory | trailer 16
+    directory = zstd( count u32 | zero u32 | stored u32 x n | raw u32 x n | fingerprint 16 x n )
+
+``stored`` counts ciphertext and tag; a chunk's plain bytes are one zstd frame of ``raw`` bytes. The fingerprint is
+keyed BLAKE3 of the raw bytes, cut to 16 (zeros in metadata packs): it recognizes and verifies, it never locates.
+Source: ``docs/format.md``, Container.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from struct import Struct
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+from blake3 import blake3
+
+from datamanager.base.errors import IntegrityError
+from datamanager.repository.format import (
+    DIRECTORY_NUMBER,
+    END_MAGIC,
+    HEADER,
+    MAX_CHUNK_BYTES,
+    MAX_CHUNKS_PER_PACK,
+    MAX_CONTAINER_BYTES,
+    MAX_DIRECTORY_BYTES,
+    PACK_BYTES,
+    PADDING_BYTES,
+    TAG_BYTES,
+    TRAILER,
+    Kind,
+)
+from datamanager.repository.sealing import Header, Sealer, compress_small, decompress, fresh_salt
+from datamanager.storage.base import Buffer
+
+_COUNT = Struct("<II")
+_ROW_BYTES = 4 + 4 + 16
+NO_FINGERPRINT = bytes(16)
+
+
+def fingerprint(key: bytes, pages: Buffer) -> bytes:
+    """Keyed BLAKE3 of a chunk's raw bytes, 16 bytes."""
+    return blake3(pages, key=key).digest(length=16)
+
+
+@dataclass(frozen=True, slots=True)
+class PackDirectory:
+    """What a pack's directory says; arrays have one entry a chunk."""
+
+    id: bytes
+    header: Header
+    offsets: npt.NDArray[np.int64]  # of each sealed chunk from the start of the pack, plus one for their end
+    raw: npt.NDArray[np.uint32]
+    fingerprints: bytes
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def fingerprint(self, chunk: int) -> bytes:
+        return self.fingerprints[chunk * 16 : chunk * 16 + 16]
+
+    def digest(self) -> bytes:
+        """16 bytes that bind a layer to this content wherever it is stored."""
+        return hashlib.sha256(self.raw.astype("<u4").tobytes() + self.fingerprints).digest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class SealedPack:
+    """A finished pack: ``parts`` joined are its bytes."""
+
+    id: bytes
+    parts: tuple[Buffer, ...]
+    digest: bytes
+    chunks: int
+    size: int
+
+
+class PackBuilder:
+    """Fills one pack after another in a buffer of its own. Not thread-safe.
+
+    Args: buffer - at least ``PackBuilder.BUFFER_BYTES``; the builder owns it until the sealed pack is stored.
+    """
+
+    BUFFER_BYTES = PACK_BYTES + MAX_CHUNK_BYTES + 64 * 1024
+
+    def __init__(self, kind: Kind, key: bytes, epoch: int, repository: bytes, buffer: bytearray) -> None:
+        self.id = secrets.token_bytes(16)
+        self._header = Header(kind, epoch, self.id, fresh_salt())
+        self._sealer = Sealer(key, self._header, repository)
+        self._view = memoryview(buffer)
+        self._view[: HEADER.size] = self._header.pack()
+        self._end = HEADER.size
+        self._stored: list[int] = []
+        self._raw: list[int] = []
+        self._fingerprints: list[bytes] = []
+
+    @property
+    def chunks(self) -> int:
+        return len(self._raw)
+
+    @property
+    def full(self) -> bool:
+        return self._end >= PACK_BYTES or len(self._raw) >= MAX_CHUNKS_PER_PACK
+
+    def add(self, compressed: Buffer, raw_bytes: int, print_: bytes) -> int:
+        """Seal one chunk; returns its number."""
+        number = len(self._raw)
+        stored = self._sealer.seal_into(number, compressed, self._view[self._end :])
+        self._end += stored
+        self._stored.append(stored)
+        self._raw.append(raw_bytes)
+        self._fingerprints.append(print_)
+        return number
+
+    def finish(self) -> SealedPack:
+        """Close the pack; the builder is of no use afterwards."""
+        raw = np.array(self._raw, dtype="<u4").tobytes()
+        prints = b"".join(self._fingerprints)
+        plain = _COUNT.pack(len(self._raw), 0) + np.array(self._stored, dtype="<u4").tobytes() + raw + prints
+        directory = self._sealer.seal(DIRECTORY_NUMBER, compress_small(plain))
+        tail = len(directory) + TRAILER.size
+        padding = b"" if self.full else secrets.token_bytes(-(self._end + tail) % PADDING_BYTES)
+        parts = (self._view[: self._end], padding, directory, TRAILER.pack(len(directory), 0, END_MAGIC))
+        digest = hashlib.sha256(raw + prints).digest()[:16]
+        return SealedPack(self.id, parts, digest, len(self._raw), sum(len(part) for part in parts))
+
+
+def parse_directory(tail: bytes, size: int, name: str) -> tuple[int, int]:
+    """Where the sealed directory of a pack of ``size`` bytes lies, from its last 16 bytes: offset and length.
+
+    Raises: IntegrityError.
+    """
+    if size > MAX_CONTAINER_BYTES or size < HEADER.size + TAG_BYTES + TRAILER.size or len(tail) != TRAILER.size:
+        raise IntegrityError(f"read {name}: impossible size {size}")
+    length, zero, magic = TRAILER.unpack(tail)
+    if magic != END_MAGIC or zero != 0 or not TAG_BYTES < length <= min(MAX_DIRECTORY_BYTES, size - HEADER.size - 16):
+        raise IntegrityError(f"read {name}: damaged or cut short at its end")
+    return size - TRAILER.size - length, length
+
+
+def open_directory(sealed: bytes, header: Header, sealer: Sealer, name: str, limit: int) -> PackDirectory:
+    """Authenticate and decode a directory.
+
+    Args: limit - offset in the pack at which the directory begins; chunks must end before it.
+    Raises: IntegrityError.
+    """
+    plain = decompress(
+        sealer.open(DIRECTORY_NUMBER, sealed, name, whole=True),
+        _COUNT.size + MAX_CHUNKS_PER_PACK * _ROW_BYTES,
+        name,
+    )
+    count, zero = _COUNT.unpack_from(plain) if len(plain) >= _COUNT.size else (0, 1)
+    if zero != 0 or len(plain) != _COUNT.size + count * _ROW_BYTES:
+        raise IntegrityError(f"read {name}: malformed directory")
+    stored = np.frombuffer(plain, "<u4", count, _COUNT.size).astype(np.int64)
+    raw = np.frombuffer(plain, "<u4", count, _COUNT.size + 4 * count).astype(np.uint32)
+    offsets = np.concatenate(([HEADER.size], HEADER.size + np.cumsum(stored)))
+    if offsets[-1] > limit or (count and (raw.max() > MAX_CHUNK_BYTES or stored.min() <= TAG_BYTES)):
+        raise IntegrityError(f"read {name}: directory exceeds the bounds of the format")
+    return PackDirectory(header.id, header, offsets, raw, plain[_COUNT.size + 8 * count :])
+
+
+class ChunkOpener:
+    """Opens chunks of one pack: authenticate, bound, decompress. One a thread (it owns a zstd context)."""
+
+    def __init__(self, sealer: Sealer, directory: PackDirectory, name: str) -> None:
+        self._sealer = sealer
+        self._directory = directory
+        self._name = name
+        self._context = zstandard.ZstdDecompressor()
+
+    def open(self, chunk: int, sealed: Buffer) -> bytes:
+        """The raw bytes of ``chunk``, exactly as long as the directory says. Raises: IntegrityError."""
+        frame = self._sealer.open(chunk, sealed, f"{self._name} chunk {chunk}")
+        expected = int(self._directory.raw[chunk])
+        try:
+            if zstandard.frame_content_size(frame) != expected:
+                raise IntegrityError(f"read {self._name} chunk {chunk}: impossible size")
+            return self._context.decompress(frame, max_output_size=max(expected, 1))
+        except zstandard.ZstdError as error:
+            raise IntegrityError(f"read {self._name} chunk {chunk}: {error}") from error
