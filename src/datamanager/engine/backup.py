@@ -10,15 +10,18 @@
 
 from __future__ import annotations
 
+import json
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from datamanager import __version__
 from datamanager.base.errors import IntegrityError, ObjectMissing
 from datamanager.base.events import Listener, PhaseStarted, Progress, Warned
 from datamanager.base.pipeline import StopToken, TaskGroup
+from datamanager.base.units import Lsn
 from datamanager.engine.chunking import ChunkCutter
+from datamanager.engine.damage import find_damage
 from datamanager.engine.packing import Packer, PackingCounts
 from datamanager.engine.space import SpaceGuard
 from datamanager.postgres.facts import ServerFacts
@@ -112,14 +115,14 @@ def run_backup(
     clock = repository.clock
     began, started = clock.elapsed(), clock.now()
     run = _Run(repository, facts, options, listener)
-    lease = repository.take_lease("backup", facts.system_identifier)
+    lease = repository.take_lease("backup", str(facts.system_identifier))
     try:
         repository.require_alone(lease)
         manifests = _manifests_of(repository, run)
         parent = _newest_parent(manifests, facts)
         if parent is not None:
             lease.renew([parent.backup])
-        guard = SpaceGuard(repository.storage, facts.data_directory)
+        guard = SpaceGuard(repository.storage, facts.data_directory or "")
         guard.before_put(0)
         end, counts = _stream(run, source, parent, guard, stop)
         listener(PhaseStarted("checking"))
@@ -128,6 +131,8 @@ def run_backup(
         _set_digests(run)
         reference = write_layer(repository, run.layer, stop, guard.before_put)
         manifest = _manifest(run, end, counts, reference, parent, started, next_in_line(manifests, repository))
+        if end.checksum_failure:
+            manifest = _flag_damage(run, manifest, end, stop)
         stop.check()
         publish(repository, lease, manifest)
     finally:
@@ -149,7 +154,7 @@ def _newest_parent(manifests: list[Manifest], facts: ServerFacts) -> Manifest | 
     same = [
         one
         for one in manifests
-        if one.system_identifier == facts.system_identifier and one.page_size == facts.block_size
+        if one.system_identifier == str(facts.system_identifier) and one.page_size == facts.block_size
     ]
     return same[-1] if same else None
 
@@ -192,6 +197,21 @@ def _places_of(run: _Run, parent: Manifest | None) -> ParentPlaces | None:
     except (IntegrityError, ObjectMissing) as error:
         run.warn(f"{error.message}; nothing of backup {parent.backup} is reused")
         return None
+
+
+def _flag_damage(run: _Run, manifest: Manifest, end: SourceEnd, stop: StopToken) -> Manifest:
+    run.listener(PhaseStarted("finding damaged pages"))
+    contents = run.repository.contents(manifest)
+    start = Lsn.parse(manifest.start_lsn)
+    failures = find_damage(run.repository, contents, end.notices, start, manifest.segment_size, stop)
+    for failure in failures:
+        run.warn(
+            f"the server's file {failure.path} holds {len(failure.blocks)} pages with wrong checksums "
+            f"(first: block {failure.blocks[0]}); the backup is kept and flagged as damaged"
+        )
+    if not failures:
+        run.warn("the server found pages with wrong checksums that were right when they were stored")
+    return replace(manifest, checksum_failures=failures, warnings=[*run.warnings])
 
 
 def _set_digests(run: _Run) -> None:
@@ -244,13 +264,13 @@ def _manifest(
         program=f"datamanager {__version__}",
         started=started.isoformat(timespec="seconds"),
         ended=run.repository.clock.now().isoformat(timespec="seconds"),
-        system_identifier=facts.system_identifier,
+        system_identifier=str(facts.system_identifier),
         version=facts.version,
         major=facts.major,
         page_size=facts.block_size,
         segment_size=facts.segment_size,
         wal_segment_size=facts.wal_segment_size,
-        checksums=facts.data_checksums,
+        checksums=bool(facts.data_checksums),
         timeline=end.timeline,
         start_lsn=str(run.start.lsn),
         stop_lsn=str(end.lsn),
@@ -263,6 +283,6 @@ def _manifest(
         bytes_read=counts.read,
         bytes_stored=run.stored,
         bytes_reused=counts.reused,
-        server=facts.to_json(),
+        server=json.loads(facts.to_json()),
         warnings=[*run.warnings],
     )

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from crc32c import crc32c
 
 from datamanager.base.errors import IntegrityError
 from datamanager.base.units import MIB
@@ -42,6 +41,7 @@ class Chunk:
     parent_pack: int  # number in the parent's pack table, -1 if the parent has no whole chunk at this place
     parent_chunk: int
     fingerprint: bytes = b""
+    crc32c: int = 0
     place: ChunkPlace | None = None  # stored already
     zeros: bool = False
     compressed: bytes = b""
@@ -50,7 +50,6 @@ class Chunk:
 @dataclass(slots=True)
 class FileEnded:
     size: int
-    crc32c: int
 
 
 Item = FileBegun | Chunk | FileEnded
@@ -94,17 +93,17 @@ class ChunkCutter(FileReceiver):
         self._new_batch()
         self._places: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
         self._number = 0
-        self._size = self._expected = self._crc = 0
+        self._size = self._expected = 0
 
     def start(self, start: SourceStart) -> None:
         self._on_start(start)
 
     def directory(self, path: bytes, mode: int) -> None:
-        self._batch.items += [FileBegun(path, FileKind.DIRECTORY, mode), FileEnded(0, 0)]
+        self._batch.items += [FileBegun(path, FileKind.DIRECTORY, mode), FileEnded(0)]
 
     def begin_file(self, path: bytes, mode: int, size: int) -> None:
         self._batch.items.append(FileBegun(path, FileKind.REGULAR, mode))
-        self._number = self._size = self._crc = 0
+        self._number = self._size = 0
         self._expected = size
         chunks = -(-size // self._chunk_bytes)
         self._places = self._parent.of_file(path, chunks) if self._parent and chunks else None
@@ -125,7 +124,7 @@ class ChunkCutter(FileReceiver):
             self._close_chunk()
         if self._size != self._expected:
             raise IntegrityError(f"read from source: a file has {self._size} of {self._expected} bytes")
-        self._batch.items.append(FileEnded(self._size, self._crc))
+        self._batch.items.append(FileEnded(self._size))
 
     def finish(self) -> None:
         """Hand over what is left."""
@@ -143,7 +142,6 @@ class ChunkCutter(FileReceiver):
         if self._places is not None:
             pack, chunk = int(self._places[0][self._number]), int(self._places[1][self._number])
         self._batch.items.append(Chunk(raw, self._number * PAGES_PER_CHUNK, pack, chunk))
-        self._crc = crc32c(raw, self._crc)
         self._number += 1
         self._size += len(raw)
         self._batch.stream_bytes += len(raw)

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import zstandard
+from crc32c import crc32c
 
+from datamanager.base.crc import combine
 from datamanager.base.pipeline import Channel, TaskGroup
 from datamanager.engine.chunking import BATCH_BYTES, BATCHES, Batch, Chunk, FileBegun, FileEnded
 from datamanager.repository.format import PAGES_PER_CHUNK
@@ -64,6 +66,7 @@ class Packer:
         self._level = level
         self._on_batch = on_batch
         self.counts = PackingCounts()
+        self._crc = 0  # of the present file so far
         self._free: Channel[bytearray] = group.channel(BATCHES)
         self._buffers = iter(self._free)
         self._made = 0
@@ -101,6 +104,7 @@ class Packer:
 
     def _work_on(self, chunk: Chunk, compressor: zstandard.ZstdCompressor, zeros: dict[int, bytes]) -> None:
         length = len(chunk.raw)
+        chunk.crc32c = crc32c(chunk.raw)
         print_ = chunk.fingerprint = fingerprint(self._key, chunk.raw)
         if length not in zeros:
             zeros[length] = fingerprint(self._key, bytes(length))
@@ -124,8 +128,9 @@ class Packer:
                     self._place(item)
                 elif isinstance(item, FileBegun):
                     self._layer.begin_file(item.path, item.kind, item.mode)
+                    self._crc = 0
                 elif isinstance(item, FileEnded):
-                    self._layer.end_file(item.size, crc32c=item.crc32c)
+                    self._layer.end_file(item.size, crc32c=self._crc)
             batch.items.clear()
             self._on_batch(batch.stream_bytes)
             self._free.put(batch.buffer)
@@ -134,6 +139,7 @@ class Packer:
     def _place(self, chunk: Chunk) -> None:
         length = len(chunk.raw)
         self.counts.read += length
+        self._crc = combine(self._crc, chunk.crc32c, length)
         if chunk.zeros:
             self.counts.zeros += length
             return

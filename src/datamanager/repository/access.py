@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from datamanager.base.clock import Clock
 from datamanager.base.errors import (
+    DataManagerError,
     FormatUnsupported,
     IntegrityError,
     NotARepository,
     NotFound,
     ObjectMissing,
+    StoreUnavailable,
     UsageError,
     WrongSecret,
 )
 from datamanager.repository.format import CONFIG, FORMAT, MAX_SLOTS, canonical_json, ring_keys, slot_keys
 from datamanager.repository.keys import SLOT_BYTES, Ring, Slot, SlotKind, SlotSecret
+from datamanager.repository.objects import UNREADABLE, worst
 from datamanager.storage.base import Storage
 
+_RING_KEY = re.compile(r"^ring/([0-9]{8})-[ab]\Z")
+SLOT_KEY = re.compile(r"^keys/[0-9a-f]{32}-[ab]\Z")
 _MAX_CONFIG_BYTES = 64 << 10
 _MAX_RING_BYTES = 1 << 20
 _WORDS = {
@@ -63,11 +69,19 @@ def unlock(storage: Storage, secret: SlotSecret, on_damage: Callable[[str], None
 
     Raises: NotARepository, FormatUnsupported, WrongSecret, IntegrityError, StoreUnplugged.
     """
-    config = read_config(storage)
-    repository = bytes.fromhex(config["repository"])
+    try:
+        config = read_config(storage)
+        repository = bytes.fromhex(config["repository"])
+    except (IntegrityError, NotARepository, StoreUnavailable) as error:
+        # The config is stored once, but every slot names the repository and the ring repeats the config.
+        named = {slot.repository for slot in slots(storage)}
+        if len(named) != 1:
+            raise
+        config, repository = None, named.pop()
+        on_damage(f"{error.message}; its copy in the keyring was used")
     root = _open_slots(storage, secret, repository)
     ring = _newest_ring(storage, root, repository, on_damage)
-    if ring.config != config or ring.repository != repository:
+    if config not in (None, ring.config) or ring.repository != repository:
         raise IntegrityError("open repository: its config was changed")
     return ring
 
@@ -88,16 +102,16 @@ def read_config(storage: Storage) -> dict[str, Any]:
     return dict(config)
 
 
-def slot_copies(storage: Storage) -> tuple[list[Slot], list[str]]:
-    """Every readable copy of every slot, and what is damaged."""
+def slot_copies(storage: Storage) -> tuple[list[Slot], list[tuple[str, DataManagerError]]]:
+    """Every readable copy of every slot, and the keys of the others with what is wrong."""
     copies: list[Slot] = []
-    damaged: list[str] = []
-    names = sorted(one.key for one in storage.list("keys/"))
+    damaged: list[tuple[str, DataManagerError]] = []
+    names = sorted(one.key for one in storage.list("keys/") if SLOT_KEY.match(one.key))
     for key in names[: 2 * MAX_SLOTS]:
         try:
             copies.append(Slot.parse(storage.get(key, 0, SLOT_BYTES + 1), key))
-        except IntegrityError as error:
-            damaged.append(error.message)
+        except UNREADABLE as error:
+            damaged.append((key, error))
     return copies, damaged
 
 
@@ -139,12 +153,13 @@ def remove_slot(storage: Storage, prefix: str) -> Slot:
 
 def _open_slots(storage: Storage, secret: SlotSecret, repository: bytes) -> bytes:
     copies, damaged = slot_copies(storage)
-    failures = [IntegrityError(message) for message in damaged]
-    fitting = [slot for slot in copies if slot.kind is secret.kind]
-    for slot in fitting:
-        if slot.repository != repository:
-            failures.append(IntegrityError(f"open repository: key slot {slot.id.hex()[:8]} names another repository"))
-            continue
+    whole = [slot for slot in copies if slot.repository == repository]
+    readable = {key for slot in whole for key in slot_keys(slot.id)}
+    failures: list[DataManagerError] = [error for key, error in damaged if key not in readable]
+    if len(whole) < len(copies) and not whole:
+        failures.append(IntegrityError("open repository: its key slots name another repository"))
+    fitting = [slot for slot in whole if slot.kind is secret.kind]
+    for slot in {slot.data: slot for slot in fitting}.values():  # copies that are equal are tried once
         try:
             return slot.open(secret)
         except WrongSecret:
@@ -152,28 +167,30 @@ def _open_slots(storage: Storage, secret: SlotSecret, repository: bytes) -> byte
         except IntegrityError as error:
             failures.append(error)
     if failures:
-        raise failures[-1]
+        raise worst(failures)
     if not fitting and any(slot.kind is SlotKind.OPEN for slot in copies):
         raise WrongSecret("open repository: it is not encrypted and needs no key")
     raise WrongSecret(f"open repository: the {_WORDS[secret.kind]} is not one of its keys")
 
 
 def _newest_ring(storage: Storage, root: bytes, repository: bytes, on_damage: Callable[[str], None]) -> Ring:
-    numbers = sorted({int(one.key[5:13]) for one in storage.list("ring/")}, reverse=True)
-    failure: IntegrityError | None = None
-    for number in numbers:
-        for key in ring_keys(number):
-            try:
-                ring = Ring.open(storage.get(key, 0, _MAX_RING_BYTES), number, root, repository, key)
-            except ObjectMissing:
-                on_damage(f"read {key}: it is missing; its second copy was used")
-                continue
-            except IntegrityError as error:
-                failure = error
-                continue
-            if failure is not None:
-                on_damage(f"{failure.message}; its second copy was used")
-            return ring
-        if failure is not None:
-            raise failure
-    raise IntegrityError("open repository: its keyring is missing")
+    numbers = ring_numbers(storage)
+    if not numbers:
+        raise IntegrityError("open repository: its keyring is missing")
+    failures: list[DataManagerError] = []
+    for key in ring_keys(numbers[0]):
+        try:
+            ring = Ring.open(storage.get(key, 0, _MAX_RING_BYTES), numbers[0], root, repository, key)
+        except UNREADABLE as error:
+            failures.append(error)
+            continue
+        for failure in failures:
+            on_damage(f"{failure.message}; its second copy was used")
+        return ring
+    raise worst(failures)
+
+
+def ring_numbers(storage: Storage) -> list[int]:
+    """The numbers of the rings stored, the newest first."""
+    found = {int(match[1]) for one in storage.list("ring/") if (match := _RING_KEY.match(one.key))}
+    return sorted(found, reverse=True)

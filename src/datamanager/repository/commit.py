@@ -6,12 +6,13 @@ fresh; after it both copies are read back and the lease is checked again. Source
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import zstandard
 
-from datamanager.base.errors import IntegrityError
+from datamanager.base.errors import DataManagerError, IntegrityError
 from datamanager.base.pipeline import StopToken, TaskGroup
 from datamanager.repository.format import Kind, manifest_keys, meta_keys, pack_key
 from datamanager.repository.layer import LayerBuilder
@@ -64,14 +65,20 @@ def publish(repository: Repository, lease: Lease, manifest: Manifest) -> None:
     name = f"manifests/{manifest.backup}"
     keys = manifest_keys(manifest.backup)
     plain = manifest.to_json()
-    sealed = repository.objects.put_small(Kind.MANIFEST, name, keys, plain)
-    storage.barrier()
-    for key in keys:
-        if storage.get(key) != sealed:
-            raise IntegrityError(f"commit backup: {key} does not read back")
-    if repository.manifest(manifest.backup) != manifest:
-        raise IntegrityError(f"commit backup: {name} does not read back as written")
-    lease.check()
+    try:
+        sealed = repository.objects.put_small(Kind.MANIFEST, name, keys, plain)
+        storage.barrier()
+        for key in keys:
+            if storage.get(key) != sealed:
+                raise IntegrityError(f"commit backup: {key} does not read back")
+        if repository.manifest(manifest.backup) != manifest:
+            raise IntegrityError(f"commit backup: {name} does not read back as written")
+        lease.check()
+    except BaseException:
+        for key in keys:  # the first copy first: without it the second shows a commit that was cut short
+            with contextlib.suppress(DataManagerError):
+                storage.delete(key)
+        raise
 
 
 def require_objects(repository: Repository, manifest: Manifest) -> None:

@@ -50,9 +50,11 @@ TRAILER = Struct("<II8s")
 END_MAGIC = b"DMPG0END"
 TAG_BYTES = 16
 DIRECTORY_NUMBER = 0xFFFF_FFFF
+PADDING_NUMBER = 0xFFFF_FFFE
 
 CONFIG = "config"
-BACKUP_ID = re.compile(r"^\d{8}T\d{6}Z-[0-9a-f]{8}$")
+BACKUP_ID = re.compile(r"^\d{8}T\d{6}Z-[0-9a-f]{8}\Z", re.ASCII)
+_PACK_KEY = re.compile(r"^(?:packs|meta|meta-b)/([0-9a-f]{2})/([0-9a-f]{32})\Z")
 
 
 def folders() -> list[str]:
@@ -65,6 +67,12 @@ def folders() -> list[str]:
 def pack_key(pack: bytes) -> str:
     name = pack.hex()
     return f"packs/{name[:2]}/{name}"
+
+
+def pack_id(key: str) -> bytes | None:
+    """The id that a key under ``packs/``, ``meta/`` or ``meta-b/`` names; None for anything else that lies there."""
+    match = _PACK_KEY.match(key)
+    return bytes.fromhex(match[2]) if match and match[1] == match[2][:2] else None
 
 
 def meta_keys(pack: bytes) -> tuple[str, str]:

@@ -163,19 +163,19 @@ class Slot:
         """Raises: IntegrityError, FormatUnsupported."""
         if not SLOT.size < len(data) <= SLOT_BYTES:
             raise IntegrityError(f"read {name}: damaged key slot")
-        magic, kind, _, _, _, zero, slot_id, repository, *_ = SLOT.unpack_from(data)
+        magic, kind, log_n, r, p, zero, slot_id, repository, *_ = SLOT.unpack_from(data)
         label = data[SLOT.size + 1 :]
         if magic != SLOT_MAGIC or zero != 0 or data[SLOT.size] != len(label):
             raise IntegrityError(f"read {name}: damaged key slot")
         if kind not in SlotKind._value2member_map_:
             raise FormatUnsupported(f"read {name}: a kind of key that this program does not know")
+        if kind == SlotKind.PASSPHRASE and not (10 <= log_n <= SCRYPT_MAX_LOG_N and 1 <= r <= 8 and 1 <= p <= 4):
+            raise IntegrityError(f"read {name}: impossible derivation parameters")
         return cls(slot_id, SlotKind(kind), repository, label.decode(errors="replace"), data)
 
     def open(self, secret: SlotSecret) -> bytes:
         """The root. Raises: WrongSecret, IntegrityError (the slot is damaged though the secret is right)."""
         _, _, log_n, r, p, _, _, _, salt, check, sealed = SLOT.unpack_from(self.data)
-        if self.kind is SlotKind.PASSPHRASE and not (10 <= log_n <= SCRYPT_MAX_LOG_N and 1 <= r <= 16 and 1 <= p <= 4):
-            raise IntegrityError(f"open key slot {self.id.hex()[:8]}: impossible derivation parameters")
         kek, expected = _wrapping_key(secret, salt, (log_n, r, p), self.repository)
         if not hmac.compare_digest(check, expected):
             raise WrongSecret("open repository: the passphrase, code or key file is not one of its keys")
@@ -246,20 +246,27 @@ class Ring:
 
     @classmethod
     def open(cls, data: bytes, number: int, root: bytes, repository: bytes, name: str) -> Ring:
-        """Raises: IntegrityError."""
+        """Raises: IntegrityError, FormatUnsupported."""
         header = Header.parse(data, name)
         identity = named_id(f"ring/{number:08d}")
-        value = json.loads(open_small(data, Kind.RING, header, root, repository, identity, name))
-        epochs = tuple(Epoch(e["no"], Secret(bytes.fromhex(e["key"])), e["created"]) for e in value["epochs"])
-        return cls(
-            number=number,
-            repository=bytes.fromhex(value["repository"]),
-            root=Secret(root),
-            config=value["config"],
-            epochs=epochs,
-            family=bytes.fromhex(value["family"]),
-            fingerprint_key=Secret(bytes.fromhex(value["fingerprint_key"])),
-        )
+        plain = open_small(data, Kind.RING, header, root, repository, identity, name)
+        try:
+            value = json.loads(plain)
+            epochs = tuple(Epoch(e["no"], Secret(bytes.fromhex(e["key"])), e["created"]) for e in value["epochs"])
+            ring = cls(
+                number=number,
+                repository=bytes.fromhex(value["repository"]),
+                root=Secret(root),
+                config=value["config"],
+                epochs=epochs,
+                family=bytes.fromhex(value["family"]),
+                fingerprint_key=Secret(bytes.fromhex(value["fingerprint_key"])),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise IntegrityError(f"read {name}: malformed keyring") from error
+        if not ring.epochs:
+            raise IntegrityError(f"read {name}: malformed keyring")
+        return ring
 
     @property
     def newest(self) -> Epoch:

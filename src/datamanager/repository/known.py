@@ -6,15 +6,17 @@ unreferenced packs asked. Neither is a global index. Source: ``docs/format.md`` 
 
 from __future__ import annotations
 
+import contextlib
 from array import array
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from datamanager.base.errors import IntegrityError, ObjectMissing
+from datamanager.base.errors import NotFound
 from datamanager.base.pipeline import StopToken
-from datamanager.repository.format import PAGES_PER_CHUNK, ZERO_PACK
+from datamanager.repository.format import PAGES_PER_CHUNK, ZERO_PACK, pack_id
+from datamanager.repository.objects import UNREADABLE
 from datamanager.repository.pack import fingerprint
 from datamanager.repository.repository import Contents, Repository
 
@@ -72,7 +74,7 @@ class ParentPlaces:
         identity = self._packs[pack]
         try:
             directory = self._repository.pack(identity).directory
-        except (IntegrityError, ObjectMissing):
+        except UNREADABLE:
             return None  # damaged or lost: stored anew
         if chunk >= len(directory) or int(directory.raw[chunk]) != raw_bytes:
             return None
@@ -102,8 +104,8 @@ class LeftoverChunks:
         packs = sorted(repository.storage.list("packs/"), key=lambda one: -one.mtime)
         key = repository.ring.fingerprint_key.reveal()
         for one in packs:
-            identity = bytes.fromhex(one.key.rsplit("/", 1)[1])
-            if identity in referenced:
+            identity = pack_id(one.key)
+            if identity is None or identity in referenced:
                 continue
             stop.check()
             if len(found._table) >= _MAX_TABLE:
@@ -123,20 +125,21 @@ class LeftoverChunks:
                 prints.append(fingerprint(key, raw))
                 if prints[-1] != pack.directory.fingerprint(chunk):
                     return
-        except (IntegrityError, ObjectMissing):
+        except UNREADABLE:
             return
         for chunk, print_ in enumerate(prints):
             self._table.setdefault(print_, ChunkPlace(identity, chunk))
 
 
 def referenced_packs(repository: Repository) -> set[bytes]:
-    """Every data pack that a backup of the repository names."""
+    """Every data pack that a readable backup of the repository names: good for adopting, never for deleting."""
     seen: set[tuple[tuple[str, int, int], ...]] = set()
     packs: set[bytes] = set()
-    for manifest in repository.manifests():
-        for reference in manifest.layers:
-            spans = tuple(reference.spans)
-            if spans not in seen:
-                seen.add(spans)
-                packs |= {pack for pack, _ in repository.layer(reference).packs}
+    for name in repository.backup_ids():
+        with contextlib.suppress(*UNREADABLE, NotFound):
+            for reference in repository.manifest(name).layers:
+                spans = tuple(reference.spans)
+                if spans not in seen:
+                    seen.add(spans)
+                    packs |= {pack for pack, _ in repository.layer(reference).packs}
     return packs

@@ -427,11 +427,10 @@ class LayerReader:
         """One file, by the index of first paths."""
         if self._first_paths is None:
             self._first_paths = self._read_index()
-        block = bisect.bisect_left(self._first_paths, path)
-        if block == len(self._first_paths) or self._first_paths[block] != path:
-            block -= 1
-        if block < 0:
+        if not self._first_paths or path < self._first_paths[0]:
             return None
+        # A block whose first path is this one may only continue the file, which then began in the block before.
+        block = max(0, bisect.bisect_left(self._first_paths, path) - 1)
         for entry in self.entries(block):
             if entry.path >= path:
                 return entry if entry.path == path else None

@@ -14,13 +14,13 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import psutil
 
 from datamanager.base.clock import Clock
-from datamanager.base.errors import Busy, DataManagerError, StoreError
+from datamanager.base.errors import Busy, DataManagerError, IntegrityError, ObjectMissing, StoreError
 from datamanager.repository.format import canonical_json
 
 RENEW_SECONDS = 300.0
@@ -57,7 +57,12 @@ class LeaseRecord:
 
     @classmethod
     def from_json(cls, data: bytes) -> LeaseRecord:
-        return cls(**json.loads(data))
+        """Raises: IntegrityError. Fields that a newer program added are ignored."""
+        try:
+            value = json.loads(data)
+            return cls(**{one.name: value[one.name] for one in fields(cls)})
+        except (KeyError, TypeError, ValueError) as error:
+            raise IntegrityError("read lease: malformed") from error
 
     def dead_here(self) -> bool:
         """Its process ran on this boot of this host and is gone."""
@@ -69,24 +74,28 @@ class LeaseRecord:
 class Lease:
     """A lease held by this process, renewed by a thread of its own until ``release``. Thread-safe.
 
-    Args: put - stores a record under a key; delete - removes a key.
+    Args: put - stores a record under a key; stat - raises ObjectMissing for one that is not there; delete - removes it.
     """
 
     def __init__(
         self,
         record: LeaseRecord,
         put: Callable[[str, bytes], None],
+        stat: Callable[[str], object],
         delete: Callable[[str], None],
         clock: Clock,
     ) -> None:
         self._record = record
         self._put = put
+        self._stat = stat
         self._delete = delete
         self._clock = clock
         self._number = 0
+        self._keys: list[str] = []  # all that may be stored, the valid one last
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._renewed = 0.0
+        self._held = ""
         self.renew()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._thread.start()
@@ -104,14 +113,25 @@ class Lease:
             if parents is not None:
                 self._record = replace(self._record, parents=parents)
             before = self._clock.elapsed()
-            self._put(self._key(self._number + 1), self._record.to_json())
+            # A put that fails may have stored its object all the same, so no name is tried twice.
             self._number += 1
-            self._renewed = before
-            if self._number > 1:
-                self._delete(self._key(self._number - 1))
+            self._keys.append(self._key(self._number))
+            self._put(self._keys[-1], self._record.to_json())
+            self._renewed, self._held = before, self._keys[-1]
+            while self._keys[0] != self._held:
+                self._delete(self._keys[0])
+                del self._keys[0]
 
     def check(self) -> None:
-        """Raises: Busy, when the lease is too old for anything to rely on it."""
+        """Raises: Busy, when the lease is too old for anything to rely on it, or somebody removed it; StoreError."""
+        with self._lock:
+            try:
+                self._stat(self._held)
+            except ObjectMissing as error:
+                raise Busy(
+                    "commit backup: another program removed the lease on the repository",
+                    hint="Run the backup again; it reuses what is already stored.",
+                ) from error
         if self._clock.elapsed() - self._renewed > ABORT_SECONDS:
             raise Busy(
                 "commit backup: the lease on the repository could not be renewed for 15 minutes",
@@ -122,8 +142,10 @@ class Lease:
         """End the lease; one that cannot be deleted grows stale by itself."""
         self._ended.set()
         self._thread.join()
-        with self._lock, contextlib.suppress(DataManagerError):
-            self._delete(self._key(self._number))
+        with self._lock:
+            for key in self._keys:
+                with contextlib.suppress(DataManagerError):
+                    self._delete(key)
 
     def _key(self, number: int) -> str:
         return f"leases/{self._record.writer}-{number:06d}"

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from datamanager.base.errors import FormatUnsupported, IntegrityError
 from datamanager.base.units import Lsn
-from datamanager.repository.format import BACKUP_ID, FORMAT, MAX_LAYERS, canonical_json
+from datamanager.repository.format import BACKUP_ID, FORMAT, MAX_CHUNKS_PER_PACK, MAX_LAYERS, canonical_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +117,11 @@ class Manifest:
 def _layer(value: dict[str, Any]) -> LayerReference:
     spans = [(str(pack), int(first), int(count)) for pack, first, count in value["spans"]]
     reference = LayerReference(spans, *(int(value[name]) for name in ("blocks", "table", "index", "files", "rows")))
-    if sum(count for _, _, count in spans) != reference.blocks + reference.table + reference.index:
+    counts = (reference.blocks, reference.table, reference.index)
+    impossible = any(
+        len(bytes.fromhex(pack)) != 16 or first < 0 or not 0 < count <= MAX_CHUNKS_PER_PACK - first
+        for pack, first, count in spans
+    )
+    if impossible or min(counts) < 0 or sum(count for _, _, count in spans) != sum(counts):
         raise ValueError("a layer's spans do not add up")
     return reference

@@ -11,7 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from datamanager.base.errors import IntegrityError, ObjectMissing
+from datamanager.base.errors import (
+    DataManagerError,
+    FormatUnsupported,
+    IntegrityError,
+    ObjectMissing,
+    StoreUnavailable,
+)
 from datamanager.repository.format import HEADER, MAX_CONTAINER_BYTES, TRAILER, Kind, named_id
 from datamanager.repository.keys import Ring
 from datamanager.repository.pack import ChunkOpener, PackBuilder, PackDirectory, open_directory, parse_directory
@@ -20,10 +26,19 @@ from datamanager.storage.base import Storage
 
 T = TypeVar("T")
 
+# Why one copy may be unreadable while its twin is whole. A flipped bit can make a header look like a newer format, and
+# a bad sector is an error of reading, not wrong bytes.
+UNREADABLE = (IntegrityError, FormatUnsupported, ObjectMissing, StoreUnavailable)
+
 # One read usually brings trailer and directory: 64 KiB hold the directory of some 2,000 chunks.
 _TAIL_BYTES = 64 << 10
 # A directory of 500 chunks takes 20 KB decoded: 6 MB, and a stream meets its parent's packs nearly in order.
 _CACHED_DIRECTORIES = 300
+
+
+def worst(failures: Sequence[DataManagerError]) -> DataManagerError:
+    """Of the failures of all copies the one that says most: damage, a newer format, then absence."""
+    return min(failures, key=lambda one: [isinstance(one, kind) for kind in UNREADABLE].index(True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +86,7 @@ class SealedStore:
 
         Raises: ObjectMissing, IntegrityError, when no copy does.
         """
-        return self._first(keys, lambda key: self._open_small(kind, name, key))
+        return self.first_readable(keys, lambda key: self._open_small(kind, name, key))
 
     def _open_small(self, kind: Kind, name: str, key: str) -> tuple[bytes, bytes]:
         sealed = self.storage.get(key, 0, MAX_CONTAINER_BYTES)
@@ -79,19 +94,22 @@ class SealedStore:
         epoch_key = self.ring.epoch_key(header.epoch, key)
         return open_small(sealed, kind, header, epoch_key, self.ring.repository, named_id(name), key), sealed
 
-    def _first(self, keys: Sequence[str], read: Callable[[str], T]) -> T:
-        failures: list[IntegrityError | ObjectMissing] = []
+    def first_readable(self, keys: Sequence[str], read: Callable[[str], T]) -> T:
+        """What ``read`` makes of the first copy that it can read; reports the copies before it.
+
+        Raises: IntegrityError, FormatUnsupported, ObjectMissing, StoreUnavailable, when no copy can be read.
+        """
+        failures: list[DataManagerError] = []
         for key in keys:
             try:
                 value = read(key)
-            except (IntegrityError, ObjectMissing) as error:
+            except UNREADABLE as error:
                 failures.append(error)
                 continue
             for failure in failures:
                 self.report(f"{failure.message}; its second copy was used")
             return value
-        damaged = [one for one in failures if isinstance(one, IntegrityError)]
-        raise (damaged or failures)[0]
+        raise worst(failures)
 
     # -- packs ------------------------------------------------------------------------------------------------------
     def new_pack(self, kind: Kind, buffer: bytearray) -> PackBuilder:
@@ -105,7 +123,7 @@ class SealedStore:
             if known is not None:
                 self._packs.move_to_end(keys[0])
                 return known
-        opened = self._first(keys, lambda key: self._open_directory(key, identity, kind))
+        opened = self.first_readable(keys, lambda key: self._open_directory(key, identity, kind))
         with self._lock:
             self._packs[keys[0]] = opened
             while len(self._packs) > _CACHED_DIRECTORIES:

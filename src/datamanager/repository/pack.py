@@ -1,6 +1,7 @@
 """Packs: chunks sealed back to back, then a sealed directory that says what they are.
 
-    header 64 | sealed chunk ... | random padding | sealed directory | trailer 16
+    header 64 | sealed chunk ... | sealed padding | sealed directory | trailer 16
+    padding   = nothing, or zeros sealed under number 2^32-2: looks random, and a damaged bit in it shows
     directory = zstd( count u32 | zero u32 | stored u32 x n | raw u32 x n | fingerprint 16 x n )
 
 ``stored`` counts ciphertext and tag; a chunk's plain bytes are one zstd frame of ``raw`` bytes. The fingerprint is
@@ -31,6 +32,7 @@ from datamanager.repository.format import (
     MAX_DIRECTORY_BYTES,
     PACK_BYTES,
     PADDING_BYTES,
+    PADDING_NUMBER,
     TAG_BYTES,
     TRAILER,
     Kind,
@@ -124,10 +126,17 @@ class PackBuilder:
         plain = _COUNT.pack(len(self._raw), 0) + np.array(self._stored, dtype="<u4").tobytes() + raw + prints
         directory = self._sealer.seal(DIRECTORY_NUMBER, compress_small(plain))
         tail = len(directory) + TRAILER.size
-        padding = b"" if self.full else secrets.token_bytes(-(self._end + tail) % PADDING_BYTES)
+        padding = b"" if self.full else self._padding(-(self._end + tail) % PADDING_BYTES)
         parts = (self._view[: self._end], padding, directory, TRAILER.pack(len(directory), 0, END_MAGIC))
         digest = hashlib.sha256(raw + prints).digest()[:16]
         return SealedPack(self.id, parts, digest, len(self._raw), sum(len(part) for part in parts))
+
+    def _padding(self, size: int) -> bytes:
+        """``size`` bytes, 64 KiB more if a tag would not fit into them."""
+        if size == 0:
+            return b""
+        zeros = size - TAG_BYTES if size >= TAG_BYTES else size - TAG_BYTES + PADDING_BYTES
+        return self._sealer.seal(PADDING_NUMBER, bytes(zeros))
 
 
 def parse_directory(tail: bytes, size: int, name: str) -> tuple[int, int]:
@@ -163,6 +172,12 @@ def open_directory(sealed: bytes, header: Header, sealer: Sealer, name: str, lim
     if offsets[-1] > limit or (count and (raw.max() > MAX_CHUNK_BYTES or stored.min() <= TAG_BYTES)):
         raise IntegrityError(f"read {name}: directory exceeds the bounds of the format")
     return PackDirectory(header.id, header, offsets, raw, plain[_COUNT.size + 8 * count :])
+
+
+def check_padding(padding: Buffer, sealer: Sealer, name: str) -> None:
+    """What lies between the last chunk and the directory. Raises: IntegrityError."""
+    if len(padding) and any(sealer.open(PADDING_NUMBER, padding, f"{name} padding", whole=True)):
+        raise IntegrityError(f"read {name} padding: it holds something")
 
 
 class ChunkOpener:

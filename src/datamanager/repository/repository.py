@@ -31,7 +31,7 @@ from datamanager.repository.keys import Ring, SlotSecret
 from datamanager.repository.layer import FileEntry, LayerReader, compose
 from datamanager.repository.lease import STALE_SECONDS, Lease, LeaseRecord
 from datamanager.repository.manifest import LayerReference, Manifest
-from datamanager.repository.objects import OpenPack, SealedStore
+from datamanager.repository.objects import UNREADABLE, OpenPack, SealedStore
 from datamanager.storage.base import Storage
 
 _CACHED_META_CHUNKS = 64  # 16 MiB
@@ -207,13 +207,20 @@ class Repository:
         return matching[0]
 
     def marks(self) -> list[Mark]:
-        """Everything said about backups, oldest first for each. Raises: IntegrityError."""
+        """Everything said about backups, oldest first for each. One that cannot be read is reported and left out."""
         found = []
         for one in self.storage.list("marks/"):
-            plain, _ = self.objects.get_small(Kind.MARK, one.key, [one.key])
-            value = json.loads(plain)
-            found.append(Mark(value["backup"], value["sequence"], value["name"], value["time"]))
+            try:
+                found.append(self.mark(one.key))
+            except UNREADABLE as error:
+                self.objects.report(f"{error.message}; what it said is not known")
         return sorted(found, key=lambda mark: (mark.backup, mark.sequence))
+
+    def mark(self, key: str) -> Mark:
+        """Raises: IntegrityError, ObjectMissing, FormatUnsupported."""
+        plain, _ = self.objects.get_small(Kind.MARK, key, [key])
+        value = json.loads(plain)
+        return Mark(value["backup"], value["sequence"], value["name"], value["time"])
 
     def put_mark(self, backup: str, name: str) -> Mark:
         """Say something about a backup. Raises: StoreError."""
@@ -266,27 +273,20 @@ class Repository:
         return data
 
     def _read_meta_chunk(self, identity: bytes, chunk: int) -> bytes:
-        failures: list[IntegrityError | ObjectMissing] = []
-        for key in meta_keys(identity):
-            try:
-                pack = self.objects.open_pack((key,), identity, Kind.META)
-                if chunk >= len(pack.directory):
-                    raise IntegrityError(f"read {key}: it has no chunk {chunk}")
-                start, end = (int(offset) for offset in pack.directory.offsets[chunk : chunk + 2])
-                data = pack.opener().open(chunk, self.storage.get(key, start, end - start))
-            except (IntegrityError, ObjectMissing) as error:
-                failures.append(error)
-                continue
-            for failure in failures:
-                self.objects.report(f"{failure.message}; its second copy was used")
-            return data
-        raise failures[0]
+        return self.objects.first_readable(meta_keys(identity), lambda key: self._open_meta_chunk(key, identity, chunk))
+
+    def _open_meta_chunk(self, key: str, identity: bytes, chunk: int) -> bytes:
+        pack = self.objects.open_pack((key,), identity, Kind.META)
+        if chunk >= len(pack.directory):
+            raise IntegrityError(f"read {key}: it has no chunk {chunk}")
+        start, end = (int(offset) for offset in pack.directory.offsets[chunk : chunk + 2])
+        return pack.opener().open(chunk, self.storage.get(key, start, end - start))
 
     # -- leases -----------------------------------------------------------------------------------------------------
     def take_lease(self, kind: str, subject: str = "") -> Lease:
         """Be known to every other writer and reader until the lease is released. Raises: StoreError."""
         record = LeaseRecord.new(kind, subject, self.clock.now().isoformat(timespec="seconds"))
-        return Lease(record, self._put_lease, self.storage.delete, self.clock)
+        return Lease(record, self._put_lease, self.storage.stat, self.storage.delete, self.clock)
 
     def live_leases(self, own: Lease) -> list[LeaseRecord]:
         """Everyone else at work here; their ages are taken by the store's clock, from our own newest lease."""
@@ -298,15 +298,22 @@ class Repository:
             if one.key.startswith(mine) or now - one.mtime > STALE_SECONDS:
                 continue
             try:
-                plain, _ = self.objects.get_small(Kind.LEASE, one.key, [one.key])
+                record = self.lease_record(one.key)
             except ObjectMissing:
                 continue  # renewed under its next name, or released
-            record = LeaseRecord.from_json(plain)
+            except UNREADABLE as error:
+                self.objects.report(f"{error.message}; whose lease it is is not known")
+                continue
             if record.dead_here():
                 self.storage.delete(one.key)
             else:
                 live[record.writer] = record
         return list(live.values())
+
+    def lease_record(self, key: str) -> LeaseRecord:
+        """Raises: IntegrityError, ObjectMissing, FormatUnsupported."""
+        plain, _ = self.objects.get_small(Kind.LEASE, key, [key])
+        return LeaseRecord.from_json(plain)
 
     def require_alone(self, own: Lease) -> None:
         """Raises: Busy, when another live lease does the same to the same cluster."""

@@ -62,7 +62,7 @@ class Header:
             raise IntegrityError(f"read {name}: too short for a container")
         magic, kind, flags, epoch, zero, identity, salt = HEADER.unpack_from(data)
         if magic != MAGIC:
-            if magic[:4] == MAGIC[:4] and magic[4:].isdigit():
+            if magic[:4] == MAGIC[:4] and magic[4:].isdigit() and magic > MAGIC:
                 raise FormatUnsupported(f"read {name}: format {int(magic[4:])} is newer than this program")
             raise IntegrityError(f"read {name}: damaged header")
         if zero != 0 or flags != 0 or kind not in Kind._value2member_map_:
@@ -117,10 +117,10 @@ def decompress(data: Buffer, bound: int, name: str, *, exact: bool = False) -> b
     Args: bound - largest size allowed, the very size if ``exact``; checked before anything is allocated.
     Raises: IntegrityError.
     """
-    size = zstandard.frame_content_size(data)
-    if size < 0 or size > bound or (exact and size != bound):
-        raise IntegrityError(f"read {name}: impossible size")
     try:
+        size = zstandard.frame_content_size(data)
+        if size < 0 or size > bound or (exact and size != bound):
+            raise IntegrityError(f"read {name}: impossible size")
         return zstandard.ZstdDecompressor().decompress(data, max_output_size=max(size, 1))
     except zstandard.ZstdError as error:
         raise IntegrityError(f"read {name}: {error}") from error

@@ -1,0 +1,60 @@
+"""From a configured cluster to its server's address, without a secret ever standing in the configuration."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import psutil
+
+from datamanager.base.errors import ConfigurationError
+from datamanager.config.model import ClusterConfig
+from datamanager.config.secret_files import read_secret_line
+from datamanager.postgres.connection import ServerAddress
+
+_SECRETS = ("password", "sslpassword", "oauth_client_secret")
+
+
+def address_of(cluster: ClusterConfig) -> ServerAddress:
+    """Raises: ConfigurationError, NotFound (no password file)."""
+    check_conninfo(cluster.conninfo)
+    password = None
+    if cluster.password_file is not None:
+        password = read_secret_line(cluster.password_file, "password file")
+    return ServerAddress(cluster.conninfo, password)
+
+
+def check_conninfo(conninfo: str) -> None:
+    """Raises: ConfigurationError, for an unreadable string and for one that holds a secret."""
+    given = ServerAddress(conninfo).parameters()
+    found = [name for name in _SECRETS if given.get(name)]
+    if found:
+        raise ConfigurationError(
+            f"read connection string: it holds a {found[0]}, which does not belong in a configuration",
+            hint="Leave it out, and use PostgreSQL's password file (pgpass) or service file, or --password-file FILE.",
+        )
+
+
+def is_local(address: ServerAddress) -> bool:
+    """Whether the server runs on this host: through a socket, or at an address of this machine."""
+    parameters = address.parameters()
+    named = parameters.get("hostaddr") or parameters.get("host") or ""
+    if not named and "service" in parameters:
+        return False  # the service file knows, we do not
+    return all(_is_here(host) for host in named.split(","))
+
+
+def local_directory(address: ServerAddress, data_directory: str | None) -> Path | None:
+    """The data directory as a path of this host; None for a server elsewhere or one that did not tell."""
+    return Path(data_directory) if data_directory and is_local(address) else None
+
+
+def _is_here(host: str) -> bool:
+    if not host or host.startswith(("/", "@")) or host[1:2] == ":":
+        return True
+    own = {one.address.split("%")[0] for many in psutil.net_if_addrs().values() for one in many}
+    try:
+        found = {str(entry[4][0]).split("%")[0] for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except (OSError, UnicodeError):
+        return False
+    return bool(found) and found <= own

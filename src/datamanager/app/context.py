@@ -1,0 +1,56 @@
+"""What every use case gets: where the home is, the clock, how to stop, whom to tell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from datamanager.base.clock import Clock
+from datamanager.base.errors import NotFound
+from datamanager.base.events import Listener
+from datamanager.base.pipeline import StopToken
+from datamanager.config import store
+from datamanager.config.home import Home
+from datamanager.config.model import ClusterConfig, Config, RepositoryConfig
+
+
+@dataclass(frozen=True)
+class Context:
+    """One run. The configuration is read anew at each call, so an edit during a long run is never half seen."""
+
+    home: Home
+    clock: Clock
+    stop: StopToken
+    listener: Listener
+
+    def config(self) -> Config:
+        """Raises: ConfigurationError."""
+        return store.load(self.home.config_file)
+
+    def edit(self) -> store.ConfigEditor:
+        """Raises: ConfigurationError."""
+        return store.ConfigEditor(self.home.config_file)
+
+    def cluster(self, name: str) -> ClusterConfig:
+        """Raises: NotFound, ConfigurationError."""
+        clusters = self.config().clusters
+        if name not in clusters:
+            raise NotFound(
+                f"find cluster: no cluster is named {name!r}",
+                hint=_known(sorted(clusters), "clusters") or "Add it with `datamanager cluster add NAME CONNINFO`.",
+            )
+        return clusters[name]
+
+    def repository(self, name: str) -> RepositoryConfig:
+        """Raises: NotFound, ConfigurationError."""
+        repositories = self.config().repositories
+        if name not in repositories:
+            raise NotFound(
+                f"find repository: no repository is named {name!r}",
+                hint=_known(sorted(repositories), "repositories")
+                or "Make one with `datamanager repo init NAME URL`, or give the address of one.",
+            )
+        return repositories[name]
+
+
+def _known(names: list[str], what: str) -> str:
+    return f"The {what} here are: {', '.join(names)}." if names else ""

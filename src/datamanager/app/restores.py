@@ -1,0 +1,101 @@
+"""Restoring a backup into a new directory, and exporting one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datamanager.app.backups import processors
+from datamanager.app.context import Context
+from datamanager.app.opening import Unlocking, choose, opened
+from datamanager.base.errors import UsageError
+from datamanager.base.events import PhaseStarted
+from datamanager.engine.export import export_backup
+from datamanager.engine.restore import RestoreResult, apply_restore
+from datamanager.engine.restore_plan import RestoreOptions, RestorePlan, plan_restore
+from datamanager.repository.manifest import Manifest
+
+if sys.platform != "win32":
+    import pwd
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which backup goes where.
+
+    Args:
+        backup: id, the beginning of one, or ``latest``.
+        repository: a name or an address; None for the cluster's, or the only one.
+        tablespaces: old location (or oid) to new.
+        owner: account that gets the files; needs root.
+    """
+
+    backup: str
+    target: Path
+    repository: str | None = None
+    cluster: str | None = None
+    tablespaces: Mapping[str, Path] = field(default_factory=dict)
+    owner: str | None = None
+    any_platform: bool = False
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A plan, and what came of it; ``result`` is None for a dry run."""
+
+    plan: RestorePlan
+    result: RestoreResult | None
+
+
+def run(context: Context, request: Request, unlocking: Unlocking, *, dry_run: bool) -> Restored:
+    """Restore a backup, or only say what that would do.
+
+    Raises: NotFound, UsageError, RestoreRefused, RepositoryError, StoreError, Cancelled.
+    """
+    options = _options(request)
+    named = choose(context, request.repository, request.cluster)
+    with opened(context, named, unlocking) as repository:
+        context.listener(PhaseStarted("planning"))
+        plan = plan_restore(repository, repository.find(request.backup, request.cluster), options)
+        if dry_run:
+            return Restored(plan, None)
+        return Restored(plan, apply_restore(repository, plan, context.stop, context.listener))
+
+
+def export(context: Context, request: Request, unlocking: Unlocking) -> tuple[Manifest, RestoreResult]:
+    """Write a backup as a plain directory of PostgreSQL's own. Raises: as ``run``."""
+    options = _options(request)
+    named = choose(context, request.repository, request.cluster)
+    with opened(context, named, unlocking) as repository:
+        manifest = repository.find(request.backup, request.cluster)
+        return manifest, export_backup(repository, manifest, options, context.stop, context.listener)
+
+
+def _options(request: Request) -> RestoreOptions:
+    return RestoreOptions(
+        target=request.target,
+        tablespaces=request.tablespaces,
+        owner=owner_ids(request.owner),
+        threads=processors(),
+        any_platform=request.any_platform,
+    )
+
+
+def owner_ids(name: str | None) -> tuple[int, int] | None:
+    """User and group of an account. Raises: UsageError: no such account, not root, or not POSIX."""
+    if name is None:
+        return None
+    if sys.platform == "win32":
+        raise UsageError("set owner: not possible on this system", hint="Leave --owner out.")
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        raise UsageError(f"set owner: this machine has no account {name!r}", hint="Check --owner.") from None
+    if os.geteuid() not in (0, entry.pw_uid):
+        raise UsageError(
+            f"set owner: only root can give files to {name}", hint=f"Run the command as root, or as {name}."
+        )
+    return entry.pw_uid, entry.pw_gid

@@ -1,0 +1,93 @@
+"""What every command has in common: ``--json``, help with examples, signals, the log, warnings and exit codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from datamanager.cli.outcome import Outcome
+
+if TYPE_CHECKING:
+    from datamanager.cli import session
+else:
+    from datamanager.cli.lazy import lazy
+
+    session = lazy("datamanager.cli.session")
+
+EXIT_STATUS = (
+    "Exit status: 0 done; 3 done with warnings; 2 the command was given something it cannot use; 130 stopped; "
+    "any other number is the kind of failure, listed in docs/exit-codes.md."
+)
+
+Body = Callable[..., Outcome]
+
+
+class CommandEnded(Exception):  # noqa: N818 - an ending, good or bad
+    """Carries the exit code from a finished command to ``main``."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
+
+
+class Command(click.Command):
+    """A command with ``--json`` and examples.
+
+    Args: examples - lines as typed; logged - whether its runs leave a log.
+    """
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), logged: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = tuple(examples)
+        self.logged = logged
+        self.params.append(
+            click.Option(
+                ["--json", "json_lines"],
+                is_flag=True,
+                help="Write one JSON object a line; the last is the result or the error.",
+            )
+        )
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.examples:
+            with formatter.section("Examples"):
+                for example in self.examples:
+                    formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
+        formatter.write_paragraph()
+        formatter.write_text(EXIT_STATUS)
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Run the body inside a session and end with its exit code. Raises: CommandEnded."""
+        parameters = dict(ctx.params)
+        json_lines = bool(parameters.pop("json_lines"))
+        body = self.callback
+        if body is None:
+            raise TypeError(f"command {self.name} has no body")
+        words = ctx.command_path.split(" ", 1)[1]
+        raise CommandEnded(session.run(words, body, parameters, json_lines=json_lines, logged=self.logged))
+
+
+class Group(click.Group):
+    """A noun: its verbs are in the same module."""
+
+    command_class = Command
+
+
+def noun(name: str, text: str) -> Group:
+    """An empty group; ``text`` is its help."""
+    return Group(name, help=text, epilog=EXIT_STATUS)
+
+
+def key_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that bring a key; without them the configured key file opens, or a passphrase is asked for."""
+    path = click.Path(path_type=Path, dir_okay=False)
+    for name, text in (
+        ("--key-file", "Open the repository with this key file."),
+        ("--recovery-code-file", "Open the repository with the recovery code in this file."),
+        ("--passphrase-file", "Open the repository with the passphrase on this file's first line."),
+    ):
+        command = click.option(name, type=path, metavar="FILE", help=text)(command)
+    return command

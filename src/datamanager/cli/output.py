@@ -1,0 +1,220 @@
+"""What a run says while it works and at its end: for people in plain sentences, for programs in JSON lines.
+
+The JSON lines are a published contract: ``docs/cli.md``. Errors go to standard error, everything else to standard
+output; with ``--json`` every line goes to standard output, and the last one is the result or the error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol, TextIO
+
+from datamanager.base.errors import DataManagerError
+from datamanager.base.events import Event, Executed, PhaseStarted, Progress, Warned
+from datamanager.cli.meter import Meter, Reading
+from datamanager.cli.outcome import Outcome
+
+_JSON_EVERY_SECONDS = 1.0
+_PLAIN_EVERY_SECONDS = 1.0
+_PLAIN_STEP_PERCENT = 10.0
+_PLAIN_LONGEST_SECONDS = 30.0  # a slow phase says every so often that it is alive
+
+
+class Console(Protocol):
+    """Shows one run. Thread-safe."""
+
+    def event(self, event: Event) -> None: ...
+
+    def say(self, text: str) -> None:
+        """A sentence in between; programs do not get it."""
+        ...
+
+    def result(self, outcome: Outcome, warnings: list[str], exit_code: int) -> None: ...
+
+    def error(self, error: DataManagerError, extra: dict[str, Any]) -> None: ...
+
+    def close(self) -> None:
+        """Take away what moves; called before the result or the error, and once more at the end."""
+        ...
+
+
+class JsonConsole:
+    """One JSON object a line."""
+
+    def __init__(self, stream: TextIO, elapsed: Callable[[], float]) -> None:
+        self._stream = stream
+        self._elapsed = elapsed
+        self._meter = Meter(elapsed)
+        self._last = -_JSON_EVERY_SECONDS
+        self._lock = threading.Lock()
+
+    def event(self, event: Event) -> None:
+        with self._lock:
+            match event:
+                case PhaseStarted(phase):
+                    self._meter.restart()
+                    self._last = -_JSON_EVERY_SECONDS
+                    self._write("phase", phase=phase)
+                case Progress():
+                    self._progress(event)
+                case Warned(message):
+                    self._write("warning", message=message)
+                case Executed(text):
+                    self._write("executed", text=text)
+
+    def _progress(self, event: Progress) -> None:
+        now = self._elapsed()
+        if now - self._last < _JSON_EVERY_SECONDS:
+            return
+        self._last = now
+        reading = self._meter.read(event)
+        self._write(
+            "progress",
+            done_bytes=reading.done_bytes,
+            total_bytes=reading.total_bytes,
+            percent=None if reading.percent is None else round(reading.percent, 1),
+            bytes_per_second=round(reading.bytes_per_second),
+            seconds_left=None if reading.seconds_left is None else round(reading.seconds_left, 1),
+        )
+
+    def say(self, text: str) -> None:
+        """Nothing: the result holds it."""
+
+    def result(self, outcome: Outcome, warnings: list[str], exit_code: int) -> None:
+        with self._lock:
+            self._write("result", exit_code=exit_code, warnings=warnings, **outcome.data)
+
+    def error(self, error: DataManagerError, extra: dict[str, Any]) -> None:
+        with self._lock:
+            self._write("error", exit_code=error.exit_code, message=error.message, hint=error.hint, **extra)
+
+    def close(self) -> None:
+        """Nothing moves."""
+
+    def _write(self, message_type: str, **values: Any) -> None:
+        self._stream.write(json.dumps({"message_type": message_type, **values}, ensure_ascii=False) + "\n")
+        self._stream.flush()
+
+
+class Bar(Protocol):
+    """Something that moves on a terminal."""
+
+    def phase(self, phase: str) -> None: ...
+
+    def show(self, reading: Reading) -> None: ...
+
+    def line(self, text: str) -> None:
+        """Print a line above it."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class HumanConsole:
+    """Sentences; progress as a bar where there is a terminal, else as a line now and then.
+
+    Args: bar - made at the first phase on a terminal; None without one.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO,
+        errors: TextIO,
+        elapsed: Callable[[], float],
+        bar: Callable[[TextIO], Bar] | None = None,
+    ) -> None:
+        self._stream = stream
+        self._errors = errors
+        self._elapsed = elapsed
+        self._make_bar = bar
+        self._bar: Bar | None = None
+        self._meter = Meter(elapsed)
+        self._phase = ""
+        self._last_time = -_PLAIN_EVERY_SECONDS
+        self._last_percent = 0.0
+        self._lock = threading.Lock()
+
+    def event(self, event: Event) -> None:
+        with self._lock:
+            match event:
+                case PhaseStarted(phase):
+                    self._start(phase)
+                case Progress():
+                    self._progress(event)
+                case Warned(message):
+                    self._line(f"warning: {message}")
+                case Executed():
+                    pass  # stands in the log
+
+    def _start(self, phase: str) -> None:
+        if phase == self._phase:
+            return
+        self._phase = phase
+        self._meter.restart()
+        self._last_time, self._last_percent = self._elapsed(), 0.0
+        if self._make_bar is None:
+            self._line(f"{phase} …")
+            return
+        if self._bar is None:
+            self._bar = self._make_bar(self._stream)
+        self._bar.phase(phase)
+
+    def _progress(self, event: Progress) -> None:
+        if self._bar is not None:
+            self._bar.show(self._meter.read(event))
+            return
+        now = self._elapsed()
+        if now - self._last_time < _PLAIN_EVERY_SECONDS:
+            return
+        reading = self._meter.read(event)
+        further = reading.percent is not None and reading.percent - self._last_percent >= _PLAIN_STEP_PERCENT
+        if further or now - self._last_time >= _PLAIN_LONGEST_SECONDS:
+            self._last_time, self._last_percent = now, reading.percent or 0.0
+            self._line(f"{self._phase}: {reading.describe()}")
+
+    def say(self, text: str) -> None:
+        with self._lock:
+            self._line(text)
+
+    def result(self, outcome: Outcome, warnings: list[str], exit_code: int) -> None:
+        with self._lock:
+            for warning in outcome.warnings:
+                self._line(f"warning: {warning}")
+            if outcome.text:
+                self._line(outcome.text)
+
+    def error(self, error: DataManagerError, extra: dict[str, Any]) -> None:
+        self.close()
+        _write_error(self._errors, error)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._bar is not None:
+                self._bar.close()
+                self._bar = None
+
+    def _line(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.line(text)
+            return
+        self._stream.write(f"{text}\n")
+        self._stream.flush()
+
+
+def report_error(error: DataManagerError, *, json_lines: bool) -> None:
+    """An error that came before any run began."""
+    if json_lines:
+        line = {"message_type": "error", "exit_code": error.exit_code, "message": error.message, "hint": error.hint}
+        sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+    else:
+        _write_error(sys.stderr, error)
+
+
+def _write_error(stream: TextIO, error: DataManagerError) -> None:
+    stream.write(f"error: {error.message}\n")
+    if error.hint:
+        stream.write(f"{error.hint}\n")
+    stream.flush()

@@ -1,0 +1,50 @@
+"""The command table: which module holds which command, and the one line that help shows without loading it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import click
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A command: ``module`` holds it as ``command``; ``help`` is its line in the list."""
+
+    module: str
+    help: str
+
+
+COMMANDS: Mapping[str, Entry] = {
+    "demo": Entry("datamanager.cli.demo", "Show the whole way on a sample clinic: back up, change, restore, compare."),
+    "repo": Entry("datamanager.cli.repo", "Repositories: where backups are kept, and their keys."),
+    "cluster": Entry("datamanager.cli.cluster", "Clusters: the PostgreSQL servers that are backed up."),
+    "backup": Entry("datamanager.cli.backup", "Make backups, list them, export them."),
+    "restore": Entry("datamanager.cli.restore", "Restore a backup into a new directory."),
+    "config": Entry("datamanager.cli.config", "Show and change the configuration."),
+    "logs": Entry("datamanager.cli.logs", "Where the logs of all runs are."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are modules, imported by name when they are used.
+
+    Source: click documentation, Complex Applications, Lazily Loading Subcommands.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        command: click.Command = importlib.import_module(entry.module).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])

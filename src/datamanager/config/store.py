@@ -1,0 +1,164 @@
+"""Reading and changing ``config.toml``: comments stay, every change is checked whole before it is written durably."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+from pydantic import BaseModel, ValidationError
+from tomlkit.exceptions import TOMLKitError
+
+from datamanager.base.errors import ConfigurationError
+from datamanager.base.files import write_durably
+from datamanager.config.home import make_private_folder
+from datamanager.config.model import ClusterConfig, Config, RepositoryConfig
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+_HEADER = "# DataManager for PostgreSQL. Change it here or with `datamanager config set`; every start checks it.\n"
+_SECTIONS: Mapping[str, type[BaseModel]] = {"repositories": RepositoryConfig, "clusters": ClusterConfig}
+
+
+def load(path: Path) -> Config:
+    """The configuration in force; an absent file means the defaults. Raises: ConfigurationError."""
+    return _validate(_parse(_read(path), path), path)
+
+
+class ConfigEditor:
+    """One change of the file, made of ``set`` and ``remove``; nothing is written before ``save``."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises: ConfigurationError, when the file as it is cannot be understood."""
+        self._path = path
+        self._before = _read(path)
+        self._document = _parse(self._before, path)
+        self.config = _validate(self._document, path)
+
+    def set(self, keys: tuple[str, ...], value: str | int | bool | None) -> None:
+        """Give the option at ``keys`` a value; None takes it away, so that its default holds."""
+        table: Any = self._document
+        for key in keys[:-1]:
+            if key not in table:
+                table.add(key, tomlkit.table(is_super_table=table is self._document))
+            table = table[key]
+        if value is None:
+            table.pop(keys[-1], None)
+        else:
+            table[keys[-1]] = value
+
+    def remove(self, keys: tuple[str, ...]) -> None:
+        """Take away a whole section."""
+        table: Any = self._document
+        for key in keys[:-1]:
+            table = table[key]
+        del table[keys[-1]]
+
+    def save(self) -> Config:
+        """Check the whole and replace the file. Raises: ConfigurationError, with the old file in force."""
+        text = tomlkit.dumps(self._document)
+        config = _validate(_parse(text, self._path), self._path)
+        make_private_folder(self._path.parent)
+        with _only_writer(self._path):
+            if _read(self._path) != self._before:
+                raise ConfigurationError(
+                    f"write {self._path}: another program has changed it meanwhile", hint="Run the command again."
+                )
+            _write(self._path, (text if self._before else _HEADER + "\n" + text).encode())
+        return config
+
+
+def option_names(section: str) -> list[str]:
+    """The options of a section (``repositories``, ``clusters``), as the file names them."""
+    return list(_SECTIONS[section].model_fields)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        cause = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+        raise ConfigurationError(
+            f"read {path}: {(cause or 'cannot be read').lower()}",
+            hint="Run this as an account that may read it, or mend the file.",
+        ) from error
+
+
+def _parse(text: str, path: Path) -> tomlkit.TOMLDocument:
+    try:
+        return tomlkit.parse(text)
+    except TOMLKitError as error:
+        raise ConfigurationError(f"read {path}: {error}", hint="Mend that line; the file is in TOML.") from error
+
+
+def _validate(document: tomlkit.TOMLDocument, path: Path) -> Config:
+    try:
+        return Config.model_validate(document.unwrap())
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = [str(part) for part in first["loc"] if part != "[key]"]
+        where = f"read {path}: {'.'.join(place)}"
+        if first["type"] == "extra_forbidden":
+            raise ConfigurationError(f"{where} is not an option", hint=_nearest(place)) from None
+        cause = first["msg"].removeprefix("Value error, ")
+        raise ConfigurationError(f"{where}: {cause[:1].lower()}{cause[1:]}", hint="Mend it in that file.") from None
+
+
+def _nearest(place: list[str]) -> str:
+    """A sentence that names what was probably meant."""
+    known = list(_SECTIONS) if len(place) == 1 else option_names(place[0])
+    close = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
+    if close:
+        return f"Did you mean {close[0]}? The options here are: {', '.join(known)}."
+    return f"The options here are: {', '.join(known)}."
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Replace the file; its mode and, where permitted, its owner stay."""
+    try:
+        before = path.stat() if path.exists() else None
+        write_durably(path, data, mode=0o644 if before is None else before.st_mode & 0o777)
+        if before is not None and os.name != "nt":
+            with contextlib.suppress(PermissionError):
+                os.chown(path, before.st_uid, before.st_gid)
+    except OSError as error:
+        raise ConfigurationError(
+            f"write {path}: {(error.strerror or 'cannot be written').lower()}",
+            hint="Run this as the account that owns the configuration.",
+        ) from error
+
+
+@contextlib.contextmanager
+def _only_writer(path: Path) -> Iterator[None]:
+    """Hold a lock beside the configuration; the system gives it back when this process ends, however it ends."""
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            _lock(descriptor)
+            yield
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise ConfigurationError(
+            f"write {path}: {(error.strerror or 'cannot be written').lower()}",
+            hint="Run this as the account that owns the configuration; if another one is changing it, run it again.",
+        ) from error
+
+
+def _lock(descriptor: int) -> None:
+    """Wait for the lock (on Windows ten seconds at most). Raises: OSError. Source: flock(2), _locking()."""
+    if sys.platform == "win32":
+        msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)
+    else:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)

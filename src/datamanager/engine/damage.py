@@ -1,0 +1,81 @@
+"""Which pages were wrong when the server read them.
+
+The server names at most five pages a file, in its own language, and fails after the last byte. The backup is kept, for
+it may hold the last good copy of everything else; so the pages are found here, from what was stored, and the backup is
+flagged. Source: ``docs/design.md``, PostgreSQL decision 18; src/backend/backup/basebackup.c, sendFile.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from datamanager.base.pipeline import StopToken
+from datamanager.base.units import Lsn
+from datamanager.postgres.page import relation_segment, wrong_blocks
+from datamanager.repository.format import PAGES_PER_CHUNK, ZERO_PACK
+from datamanager.repository.layer import FileEntry, FileKind
+from datamanager.repository.manifest import ChecksumFailure
+from datamanager.repository.repository import Contents, Repository
+
+_QUOTED = re.compile(r'"([^"]+)"')
+_TAIL = 2  # database and relation name a file in any tablespace, whatever directory the message names
+
+
+def find_damage(
+    repository: Repository,
+    contents: Contents,
+    notices: tuple[str, ...],
+    start: Lsn,
+    segment_size: int,
+    stop: StopToken,
+) -> list[ChecksumFailure]:
+    """Judge every relation that a notice names, or all of them when none can be recognized.
+
+    Args: start - LSN at which the backup began: later pages are rewritten by replay.
+    Raises: IntegrityError, StoreError, Cancelled.
+    """
+    named = {_tail(name) for notice in notices for name in _QUOTED.findall(notice)}
+    found: list[ChecksumFailure] = []
+    for everything in (False, True):
+        for entry in contents.files():
+            stop.check()
+            path = entry.path.decode(errors="surrogateescape")
+            segment = relation_segment(entry.path)
+            if entry.kind is not FileKind.REGULAR or segment is None or not (everything or _tail(path) in named):
+                continue
+            first = segment * (segment_size // contents.page_size)
+            wrong = [
+                block - first
+                for page, data in read_pages(repository, contents, entry)
+                for block in wrong_blocks(data, contents.page_size, first + page, start)
+            ]
+            if wrong:
+                found.append(ChecksumFailure(entry.path.decode(errors="replace"), wrong))
+        if found:
+            break
+    return found
+
+
+def _tail(path: str) -> str:
+    return "/".join(path.split("/")[-_TAIL:])
+
+
+def read_pages(repository: Repository, contents: Contents, entry: FileEntry) -> Iterator[tuple[int, bytes]]:
+    """The stored pages of one file in order: (first page, bytes), at most a chunk at a time; zero pages are left out.
+
+    Raises: IntegrityError, ObjectMissing, StoreError.
+    """
+    size = contents.page_size
+    for first, pages, number, position in zip(*(column.tolist() for column in entry.rows), strict=True):
+        if number == ZERO_PACK:
+            continue
+        pack = repository.pack(contents.packs[number][0])
+        opener = pack.opener()
+        while pages > 0:
+            chunk, offset = divmod(position, PAGES_PER_CHUNK)
+            count = min(pages, PAGES_PER_CHUNK - offset)
+            start, end = (int(one) for one in pack.directory.offsets[chunk : chunk + 2])
+            raw = opener.open(chunk, repository.storage.get(pack.key, start, end - start))
+            yield first, raw[offset * size : (offset + count) * size]
+            first, pages, position = first + count, pages - count, position + count
