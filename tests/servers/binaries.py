@@ -1,7 +1,7 @@
 """Where the programs of each PostgreSQL version are.
 
 ``DATAMANAGER_TEST_POSTGRES`` names a folder with one folder a version (``17.10/bin``); without it that folder is
-``.cache/postgresql`` in the checkout, filled by ``tools/fetch_postgresql.py``. Debian's own 15 counts when it is installed.
+``.cache/postgresql`` in the checkout, filled by ``tools/fetch_postgresql.py``. Debian's own 15 counts when installed.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def find(version: str) -> Path:
 def binaries(version: int | str) -> Path:
     """Return the ``bin`` folder of ``version``, which the servers' account can enter.
 
-    A checkout below a private folder (root's home) cannot be entered by that account; then a copy is made, once a process,
-    and removed when the process ends.
+    A checkout below a private folder (root's home) cannot be entered by that account; then a copy is made, once a
+    process, and removed when the process ends.
 
     Args: version - a major such as 18 or "18", a minor such as "17.10", or "15-debian".
     Raises: BinariesMissing.

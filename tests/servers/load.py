@@ -19,8 +19,8 @@ LONGEST_SECONDS = 1800
 class Load:
     """A pgbench that runs until ``stop``; afterwards ``transactions`` and ``failed`` are known.
 
-    One owner, not thread-safe. ``failed`` counts transactions that pgbench gave up and clients that it aborted: a client ends at
-    its first error that is neither a deadlock nor a serialization failure.
+    One owner, not thread-safe. ``failed`` counts transactions that pgbench gave up and clients that it aborted: a
+    client ends at its first error that is neither a deadlock nor a serialization failure.
     """
 
     def __init__(self, command: list[str], environment: Mapping[str, str], folder: Path) -> None:
@@ -29,8 +29,7 @@ class Load:
         self.failed = 0
         self.output = ""
         self._outputs = (folder / "pgbench.out", folder / "pgbench.err")
-        out, err = (open(path, "w") for path in self._outputs)
-        with out, err:
+        with open(self._outputs[0], "w") as out, open(self._outputs[1], "w") as err:
             self._process = self._start(command, environment, folder, out, err)
 
     @staticmethod
@@ -49,8 +48,8 @@ class Load:
     def stop(self) -> None:
         """Let the running transactions end, then read what pgbench reports; may be called twice.
 
-        The alarm is what pgbench sets for its own ``-T``: it ends as if the time were up. Windows has no alarm, so there the
-        process is ended, and ``transactions`` stays 0.
+        The alarm is what pgbench sets for its own ``-T``: it ends as if the time were up. Windows has no alarm, so
+        there the process is ended, and ``transactions`` stays 0.
         """
         if self.running:
             if sys.platform == "win32":
@@ -67,7 +66,9 @@ class Load:
         processed = re.search(r"transactions actually processed: (\d+)", out)
         given_up = re.search(r"number of failed transactions: (\d+)", out)
         self.transactions = int(processed[1]) if processed else 0
-        self.failed = (int(given_up[1]) if given_up else 0) + len(set(re.findall(r"client (\d+) (?:script \d+ )?aborted", err)))
+        self.failed = (int(given_up[1]) if given_up else 0) + len(
+            set(re.findall(r"client (\d+) (?:script \d+ )?aborted", err))
+        )
         if self._process.returncode != 0 and self.failed == 0 and sys.platform != "win32":
             # It could not even start; that must not look like a load without failures.
             self.failed = 1

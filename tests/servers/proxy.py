@@ -1,7 +1,7 @@
 """A TCP proxy on loopback that loses the network on request.
 
-It runs as a process of its own (``tests.servers.forwarder``): a call of libpq that waits while it holds the interpreter's lock
-would stop a proxy thread in the same process, and so wait for ever.
+It runs as a process of its own (``tests.servers.forwarder``): a call of libpq that waits while it holds the
+interpreter's lock would stop a proxy thread in the same process, and so wait for ever.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ class Proxy:
     def __enter__(self) -> Proxy:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _tell(self, method: str, *arguments: float) -> dict[str, int]:

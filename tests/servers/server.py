@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, LiteralString, cast
+from typing import Any
 
 import psutil
 import psycopg
@@ -20,6 +17,7 @@ import psycopg
 from tests.servers.account import can_enter, hand_over, make_folder, process_options, remove_folder
 from tests.servers.binaries import binaries, major_of
 from tests.servers.load import LONGEST_SECONDS, Load
+from tests.servers.processes import ProgramFailed, environment, free_port, is_alive, run_program
 
 # Small and fast. fsync off is for servers that live as long as a test; one that must survive a power cut turns it on.
 DEFAULT_CONFIG: Mapping[str, str] = {
@@ -35,80 +33,13 @@ DEFAULT_CONFIG: Mapping[str, str] = {
 }
 
 START_SECONDS = 60
-_ports_handed_out: set[int] = set()
-_ports_lock = threading.Lock()
-
-
-class ProgramFailed(Exception):
-    """A program of PostgreSQL ended with an error; the message holds its command and what it said."""
-
-
-def free_port() -> int:
-    """Return a TCP port of loopback that nobody uses and this process has not handed out before."""
-    with _ports_lock:
-        while True:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port: int = probe.getsockname()[1]
-            if port not in _ports_handed_out:
-                _ports_handed_out.add(port)
-                return port
-
-
-def _is_alive(pid: int) -> bool:
-    """Say whether a process runs; one that has ended and waits to be reaped (a container's PID 1 is slow at it) does not."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _environment(server: Server | None = None) -> dict[str, str]:
-    """Return the environment for PostgreSQL's programs: ours without its PG variables, in English."""
-    words = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    words |= {"LC_ALL": "C.UTF-8", "TZ": "UTC"}
-    words.pop("LANGUAGE", None)
-    if server is not None:
-        words |= {"PGHOST": server.host, "PGPORT": str(server.port), "PGUSER": server.superuser, "PGDATABASE": "postgres"}
-    return words
-
-
-def run_program(
-    command: Sequence[str | Path],
-    *,
-    environment: Mapping[str, str] | None = None,
-    folder: Path | None = None,
-    input: str | None = None,
-    timeout: float = 300,
-    check: bool = True,
-) -> subprocess.CompletedProcess[str]:
-    """Run a program under the servers' account and return what it said.
-
-    Args: folder - working directory; "/" when not given, as the account may not enter the tests' own.
-    Raises: ProgramFailed when it ends with an error and ``check`` is set; subprocess.TimeoutExpired.
-    """
-    words = [str(word) for word in command]
-    done = subprocess.run(
-        words,
-        env=dict(environment or _environment()),
-        cwd=folder or Path(Path.cwd().anchor),
-        input=input if input is not None else "",
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-        **process_options(),
-    )
-    if check and done.returncode != 0:
-        raise ProgramFailed(f"run {' '.join(words)}: status {done.returncode}\n{done.stdout}{done.stderr}")
-    return done
 
 
 class Server:
     """One server: its data directory, its programs, its port. Made by ``create`` and ``adopt``; ended by ``destroy``.
 
-    Not thread-safe, except ``sql`` and ``connect``. ``dsn`` goes through the Unix socket (loopback on Windows), where every role is
-    trusted until ``hba_first`` says otherwise; ``tcp_dsn`` through 127.0.0.1.
+    Not thread-safe, except ``sql`` and ``connect``. ``dsn`` goes through the Unix socket (loopback on Windows), where
+    every role is trusted until ``hba_first`` says otherwise; ``tcp_dsn`` through 127.0.0.1.
     """
 
     superuser = "postgres"
@@ -141,6 +72,11 @@ class Server:
         return psycopg.conninfo.make_conninfo("", **words)
 
     @property
+    def variables(self) -> dict[str, str]:
+        """The environment variables that lead libpq's programs to this server as its superuser."""
+        return {"PGHOST": self.host, "PGPORT": str(self.port), "PGUSER": self.superuser, "PGDATABASE": "postgres"}
+
+    @property
     def dsn(self) -> str:
         """The superuser's connection string through the socket."""
         return self.make_dsn()
@@ -150,14 +86,16 @@ class Server:
         """The superuser's connection string through 127.0.0.1."""
         return self.make_dsn(host="127.0.0.1")
 
-    def connect(self, *, database: str = "postgres", user: str = "", autocommit: bool = True) -> psycopg.Connection[Any]:
+    def connect(
+        self, *, database: str = "postgres", user: str = "", autocommit: bool = True
+    ) -> psycopg.Connection[Any]:
         """Open a connection; the caller closes it."""
         return psycopg.connect(self.make_dsn(database=database, user=user), autocommit=autocommit)
 
     def sql(self, query: str, *parameters: object, database: str = "postgres", user: str = "") -> list[tuple[Any, ...]]:
         """Run one statement in its own transaction and return its rows; no rows when it returns none."""
         with self.connect(database=database, user=user) as connection:
-            cursor = connection.execute(cast(LiteralString, query), parameters or None)
+            cursor = connection.execute(query, parameters or None)
             return cursor.fetchall() if cursor.description is not None else []
 
     def value(self, query: str, *parameters: object, database: str = "postgres", user: str = "") -> Any:
@@ -180,7 +118,7 @@ class Server:
         Raises: ProgramFailed when it ends with an error and ``check`` is set.
         """
         command = [self.bin / program, *arguments]
-        return run_program(command, environment=_environment(self), input=input, timeout=timeout, check=check)
+        return run_program(command, variables=self.variables, input=input, timeout=timeout, check=check)
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -191,7 +129,7 @@ class Server:
             pid = int((self.data_directory / "postmaster.pid").read_text().split("\n", 1)[0])
         except (OSError, ValueError):
             return None
-        return pid if pid > 0 and _is_alive(pid) else None
+        return pid if pid > 0 and is_alive(pid) else None
 
     @property
     def running(self) -> bool:
@@ -208,6 +146,7 @@ class Server:
 
         Raises: ProgramFailed, with the end of the server's log, when it does not come up in ``timeout`` seconds.
         """
+        self._wait_for_reaping()
         settings = {
             "port": str(self.port),
             "listen_addresses": "127.0.0.1",
@@ -215,9 +154,13 @@ class Server:
             **self.start_config,
         }
         options = " ".join(f'-c "{name}={value}"' for name, value in settings.items())
-        done = self._control("start", "-o", options, "-l", self.log_file, "-t", f"{timeout:.0f}", "-w" if wait else "-W")
+        done = self._control(
+            "start", "-o", options, "-l", self.log_file, "-t", f"{timeout:.0f}", "-w" if wait else "-W"
+        )
         if done.returncode != 0:
-            raise ProgramFailed(f"start server {self.version} in {self.data_directory}:\n{done.stdout}{self.log[-4000:]}")
+            raise ProgramFailed(
+                f"start server {self.version} in {self.data_directory}:\n{done.stdout}{self.log[-4000:]}"
+            )
         return self
 
     def stop(self, mode: str = "fast", *, timeout: float = START_SECONDS) -> None:
@@ -229,7 +172,9 @@ class Server:
             return
         done = self._control("stop", "-m", mode, "-t", f"{timeout:.0f}", "-w")
         if done.returncode != 0 and self.running:
-            raise ProgramFailed(f"stop server {self.version} in {self.data_directory}:\n{done.stdout}{self.log[-4000:]}")
+            raise ProgramFailed(
+                f"stop server {self.version} in {self.data_directory}:\n{done.stdout}{self.log[-4000:]}"
+            )
 
     def restart(self, mode: str = "fast") -> None:
         """Stop and start."""
@@ -254,7 +199,7 @@ class Server:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         deadline = time.monotonic() + 10
-        while any(_is_alive(process.pid) for process in processes) and time.monotonic() < deadline:
+        while any(is_alive(process.pid) for process in processes) and time.monotonic() < deadline:
             time.sleep(0.005)
 
     def destroy(self) -> None:
@@ -262,14 +207,22 @@ class Server:
         self.kill9()
         remove_folder(self.folder)
 
+    def _wait_for_reaping(self) -> None:
+        """Wait until a killed postmaster is gone for good: while its number exists, PostgreSQL refuses to start."""
+        with contextlib.suppress(OSError, ValueError):
+            pid = int((self.data_directory / "postmaster.pid").read_text().split("\n", 1)[0])
+            deadline = time.monotonic() + 15
+            while psutil.pid_exists(pid) and not is_alive(pid) and time.monotonic() < deadline:
+                time.sleep(0.01)
+
     def _control(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         """Run pg_ctl on this server, its output in a file: the server keeps a pipe open for as long as it lives."""
         output = self.folder / "pg_ctl.out"
         command = [str(self.bin / "pg_ctl"), arguments[0], "-D", str(self.data_directory), *map(str, arguments[1:])]
         with open(output, "w") as file:
             done = subprocess.run(
-                [str(word) for word in command],
-                env=_environment(),
+                command,
+                env=environment(),
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -290,7 +243,7 @@ class Server:
             self.reload()
 
     def hba_first(self, *lines: str) -> None:
-        """Put lines before all others of ``pg_hba.conf`` and reload, such as "host replication carol 127.0.0.1/32 reject"."""
+        """Put lines, such as "host replication carol 127.0.0.1/32 reject", before all of ``pg_hba.conf`` and reload."""
         path = self.data_directory / "pg_hba.conf"
         path.write_text("\n".join([*lines, path.read_text()]))
         if self.running:
@@ -325,8 +278,8 @@ class Server:
     ) -> Iterator[Load]:
         """Keep pgbench writing while the body runs; afterwards the Load tells transactions and failures.
 
-        Args: rate - transactions a second, unlimited when None; scale - of the tables, made when the database has none (100,000
-        rows each); script - own pgbench script, in place of the built-in one; extra - further words for pgbench.
+        Args: rate - transactions a second, unlimited when None; scale - of the tables (100,000 rows each), made when
+        the database has none; script - own pgbench script in place of the built-in one; extra - more words for pgbench.
         """
         if script is None and self.value("select to_regclass('pgbench_accounts') is null", database=database):
             self.run("pgbench", "-i", "-q", "-s", str(scale), database)
@@ -337,7 +290,7 @@ class Server:
             if script is not None:
                 (folder / "script.sql").write_text(script)
                 words += ["-f", str(folder / "script.sql")]
-            load = Load([str(self.bin / "pgbench"), *words, database], _environment(self), folder)
+            load = Load([str(self.bin / "pgbench"), *words, database], environment(**self.variables), folder)
             try:
                 yield load
             finally:
@@ -355,16 +308,17 @@ def create(
 ) -> Server:
     """Make a new server: initdb with page checksums, ``config`` over DEFAULT_CONFIG in postgresql.conf, started.
 
-    Args: initdb_args - replaces ``--data-checksums``; ``("--no-data-checksums",)`` is understood for every version though only 18
-    has it. The locale is C.UTF-8's encoding with the C collation.
+    The encoding is UTF8, the locale C.
+    Args: initdb_args - replaces ``--data-checksums``; ``--no-data-checksums`` is understood for every version though
+    only 18 has it.
     Raises: BinariesMissing; ProgramFailed, with nothing left behind.
     """
     folder = make_folder("pg")
     try:
         server = Server(version, folder / "data", folder)
         words = [word for word in initdb_args if word != "--no-data-checksums" or server.major >= 18]
-        command = ["-D", server.data_directory, "-U", Server.superuser, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
-        run_program([server.bin / "initdb", *command, *words])
+        words += ["-D", str(server.data_directory), "-U", Server.superuser, "-A", "trust", "--no-sync"]
+        run_program([server.bin / "initdb", "-E", "UTF8", "--locale=C", *words])
         server.configure(**{**DEFAULT_CONFIG, **(config or {})})
         return server.start() if start else server
     except BaseException:
@@ -382,8 +336,8 @@ def adopt(
 ) -> Server:
     """Start the server of a restored data directory on a port and socket of its own, whatever its configuration says.
 
-    Args: config - further settings that win over the directory's files; own - give the directory and the tablespaces linked from
-    it to the servers' account first (off where a test asserts the owner).
+    Args: config - further settings that win over the directory's files; own - give the directory and the tablespaces
+    linked from it to the servers' account first (off where a test asserts the owner).
     Raises: BinariesMissing; ProgramFailed. ``destroy`` ends the server and leaves the directory to the test.
     """
     if own:
@@ -392,7 +346,9 @@ def adopt(
             hand_over(link.resolve())
         data_directory.chmod(0o700)
     if not can_enter(data_directory.parent):
-        raise ProgramFailed(f"adopt {data_directory}: the servers' account cannot enter its parent; use fixture open_folder")
+        raise ProgramFailed(
+            f"adopt {data_directory}: the servers' account cannot enter its parent; use fixture open_folder"
+        )
     folder = make_folder("pg")
     server = Server(version, data_directory, folder, start_config={"fsync": "off", **(config or {})})
     try:

@@ -11,9 +11,9 @@ from datamanager.app import clusters
 from datamanager.app.addresses import address_of, local_directory
 from datamanager.app.context import Context
 from datamanager.app.opening import Named, Unlocking, choose, opened
+from datamanager.app.repository_files import refresh_files
 from datamanager.base.errors import Cancelled, ConfigurationError, DataManagerError
 from datamanager.base.events import Executed, PhaseStarted, Warned
-from datamanager.base.pipeline import StopToken
 from datamanager.config.home import inside
 from datamanager.config.model import Checkpoint, ClusterConfig
 from datamanager.config.names import check_backup_name
@@ -22,6 +22,7 @@ from datamanager.postgres.base_backup import BaseBackupOptions, BaseBackupSource
 from datamanager.postgres.connection import ServerAddress
 from datamanager.postgres.facts import ServerFacts
 from datamanager.postgres.monitor import BackupMonitor
+from datamanager.postgres.preflight import Severity, require_backup_source
 from datamanager.repository.manifest import Manifest
 from datamanager.repository.repository import Mark, Repository
 from datamanager.storage.registry import local_path
@@ -84,12 +85,17 @@ def run(context: Context, options: RunOptions, unlocking: Unlocking) -> Taken:
     named = choose(context, options.repository, options.cluster)
     address = address_of(cluster)
     with opened(context, named, unlocking) as repository:
+        for finding in require_backup_source(address, context.stop):
+            if finding.severity is Severity.WARNING:
+                context.listener(Warned(finding.sentence.rstrip(".")))
         facts = clusters.look(context, cluster, repository.ring.fingerprint_key.reveal())
         data_directory = local_directory(address, facts.data_directory)
         clusters.check_home_outside(context.home, data_directory)
         check_repository_outside(named.config.url, data_directory)
         engine = BackupOptions(options.cluster, name, _level(options, cluster), _threads(options, cluster))
         result = _streamed(context, repository, address, facts, engine, _protocol(options, cluster, name))
+        context.listener(PhaseStarted("refreshing README.txt"))
+        refresh_files(context, repository)
     return Taken(named, result)
 
 
@@ -209,9 +215,7 @@ def _of_one(context: Context, named: Named, cluster: str | None, unlocking: Unlo
         ]
 
 
-def shown(
-    context: Context, backup: str, repository: str | None, cluster: str | None, unlocking: Unlocking
-) -> Listed:
+def shown(context: Context, backup: str, repository: str | None, cluster: str | None, unlocking: Unlocking) -> Listed:
     """One backup by its id, the beginning of one, or ``latest``. Raises: NotFound; as ``opened``."""
     named = choose(context, repository, cluster)
     with opened(context, named, unlocking) as opened_one:

@@ -17,7 +17,6 @@ from datamanager.repository.repository import Repository
 from datamanager.rescue import KitPage, recovery_kit, script_sha256
 
 
-
 def label_of(text: str) -> str:
     """A label cut to what a slot holds."""
     return text.encode()[:MAX_LABEL_BYTES].decode(errors="ignore")

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datamanager.app.context import Context
+from datamanager.app.keys import kit_page, label_of
 from datamanager.app.opening import Named, Unlocking, absolute_url, check_key_outside, locate, opened, ring_of
+from datamanager.app.repository_files import write_files
 from datamanager.base.errors import ConfigurationError, DataManagerError, UsageError
 from datamanager.base.events import PhaseStarted
 from datamanager.base.units import Secret
@@ -17,9 +19,11 @@ from datamanager.config.home import make_private_folder
 from datamanager.config.model import RepositoryConfig
 from datamanager.config.names import check_name
 from datamanager.config.secret_files import write_secret_file
+from datamanager.repository import access
 from datamanager.repository.format import folders
-from datamanager.repository.keys import MAX_LABEL_BYTES, SlotSecret
+from datamanager.repository.keys import SlotKind, SlotSecret
 from datamanager.repository.repository import Repository
+from datamanager.rescue import KitPage
 from datamanager.storage.base import Space
 from datamanager.storage.registry import create_storage
 from datamanager.storage.retry import RetryingStorage
@@ -35,6 +39,8 @@ class InitOptions:
         passphrase: None only with ``open_reason``.
         open_reason: why it is not encrypted; empty for an encrypted one.
         like: a repository whose family the new one joins.
+        kept_where: where the printed kit is kept; stands in README.txt.
+        wheels: whether the libraries that rescue.py can use go along.
     """
 
     name: str
@@ -42,17 +48,19 @@ class InitOptions:
     passphrase: Secret | None = None
     open_reason: str = ""
     like: str | None = None
+    kept_where: str = ""
+    wheels: bool = True
 
 
 @dataclass(frozen=True)
 class Made:
-    """A new repository; ``recovery_code`` exists nowhere else than here and on the kit."""
+    """A new repository; the recovery code exists nowhere but on its kit."""
 
     name: str
     url: str
     repository_id: str
     key_file: Path | None
-    recovery_code: Secret | None
+    kit: KitPage | None
 
 
 def check_passphrase(passphrase: Secret) -> None:
@@ -105,31 +113,34 @@ def init(context: Context, options: InitOptions, unlocking: Unlocking) -> Made:
         storage = RetryingStorage(create_storage(url, folders()), context.stop)
         with contextlib.closing(storage):
             repository = Repository.create(storage, keys, context.clock, like)
+            write_files(repository, kept_where=options.kept_where, wheels=options.wheels)
+            kit = _kit(context, repository, options.name, code) if code else None
     except BaseException:
         if key_file is not None:
             key_file.unlink(missing_ok=True)
         raise
     _enter(context, options, url, key_file)
-    return Made(options.name, url, repository.id.hex(), key_file, code.recovery_code() if code else None)
+    return Made(options.name, url, repository.id.hex(), key_file, kit)
+
+
+def _kit(context: Context, repository: Repository, name: str, code: SlotSecret) -> KitPage:
+    slot = next(one for one in access.slots(repository.storage) if one.kind is SlotKind.RECOVERY_CODE)
+    return kit_page(context, repository, name, slot, code)
 
 
 def _keys(options: InitOptions) -> tuple[list[tuple[SlotSecret, str]], SlotSecret | None, SlotSecret | None]:
     """Every slot with its label, then the key file's secret and the recovery code's."""
     if options.open_reason:
-        return [(SlotSecret.open(), _label(f"not encrypted: {options.open_reason}"))], None, None
+        return [(SlotSecret.open(), label_of(f"not encrypted: {options.open_reason}"))], None, None
     if options.passphrase is None:
         raise UsageError("make repository: it needs a passphrase", hint="Give --passphrase-file, or type it.")
     key, code = SlotSecret.new_key_file(), SlotSecret.new_recovery_code()
     keys = [
         (SlotSecret.passphrase(options.passphrase), "passphrase"),
         (code, "recovery code"),
-        (key, _label(f"key file of {socket.gethostname()}")),
+        (key, label_of(f"key file of {socket.gethostname()}")),
     ]
     return keys, key, code
-
-
-def _label(text: str) -> str:
-    return text.encode()[:MAX_LABEL_BYTES].decode(errors="ignore")
 
 
 def _enter(context: Context, options: InitOptions, url: str, key_file: Path | None) -> None:

@@ -22,10 +22,11 @@ EXIT_STATUS = (
     "any other number is the kind of failure, listed in docs/exit-codes.md."
 )
 
+FILE = click.Path(path_type=Path, dir_okay=False)
 Body = Callable[..., Outcome]
 
 
-class CommandEnded(Exception):  # noqa: N818 - an ending, good or bad
+class CommandEnded(Exception):
     """Carries the exit code from a finished command to ``main``."""
 
     def __init__(self, exit_code: int) -> None:
@@ -83,11 +84,10 @@ def noun(name: str, text: str) -> Group:
 
 def key_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that bring a key; without them the configured key file opens, or a passphrase is asked for."""
-    path = click.Path(path_type=Path, dir_okay=False)
     for name, text in (
         ("--key-file", "Open the repository with this key file."),
         ("--recovery-code-file", "Open the repository with the recovery code in this file."),
         ("--passphrase-file", "Open the repository with the passphrase on this file's first line."),
     ):
-        command = click.option(name, type=path, metavar="FILE", help=text)(command)
+        command = click.option(name, type=FILE, metavar="FILE", help=text)(command)
     return command

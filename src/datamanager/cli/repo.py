@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from datamanager.cli.command import noun
+from datamanager.base.errors import UsageError
+from datamanager.cli.command import FILE, noun
 from datamanager.cli.lazy import lazy
 from datamanager.cli.outcome import Outcome
 
 if TYPE_CHECKING:
-    from datamanager.app import opening, repositories
+    from datamanager.app import repositories
+    from datamanager.cli import kit_output
     from datamanager.cli.session import Session
 else:
-    opening = lazy("datamanager.app.opening")
     repositories = lazy("datamanager.app.repositories")
+    kit_output = lazy("datamanager.cli.kit_output")
 
 command = noun("repo", "Repositories: where backups are kept, and their keys.")
-_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @command.command(
@@ -33,17 +34,57 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.argument("name")
 @click.argument("url")
 @click.option("--like", metavar="REPO", help="Make it a sibling of this one, so that each can heal the other.")
-@click.option("--passphrase-file", type=_FILE, metavar="FILE", help="Take the passphrase from this file's first line.")
+@click.option("--passphrase-file", type=FILE, metavar="FILE", help="Take the passphrase from this file's first line.")
+@click.option(
+    "--kit-file", type=FILE, metavar="FILE", help="Write the recovery kit to this file instead of showing it."
+)
+@click.option("--kept-where", default="", metavar="TEXT", help="Where the printed kit is kept; stands in README.txt.")
+@click.option("--no-wheels", is_flag=True, help="Leave out the libraries that make rescue.py faster.")
 @click.option("--no-encryption", is_flag=True, help="Let everybody who has the drive read the backups.")
 @click.option("--reason", default="", metavar="TEXT", help="Why it is not encrypted; is recorded.")
 def init(
-    session: Session, name: str, url: str, like: str | None, passphrase_file: Path | None, no_encryption: bool, reason: str
+    session: Session,
+    name: str,
+    url: str,
+    like: str | None,
+    passphrase_file: Path | None,
+    kit_file: Path | None,
+    kept_where: str,
+    no_wheels: bool,
+    no_encryption: bool,
+    reason: str,
 ) -> Outcome:
     """Make a repository at URL, a folder on a drive, and call it NAME.
 
-    It is opened by a passphrase, by a recovery code printed once, and by a key file kept here for unattended runs.
+    It is opened by a passphrase, by a recovery code that is printed once, and by a key file kept on this computer for
+    backups that run unattended.
     """
+    if no_encryption != bool(reason.strip()):
+        raise UsageError(
+            "make repository: --no-encryption and --reason go together",
+            hint="Give both, or neither for an encrypted repository.",
+        )
     repositories.check_new(session.context, name, url)
-    options = repositories.InitOptions(name, url, open_reason=reason, like=like)
+    if kit_file is not None:
+        kit_output.check_free(kit_file)
+    options = repositories.InitOptions(
+        name,
+        url,
+        passphrase=None if no_encryption else session.new_passphrase(passphrase_file),
+        open_reason=reason.strip(),
+        like=like,
+        kept_where=kept_where,
+        wheels=not no_wheels,
+    )
     made = repositories.init(session.context, options, session.unlocking())
-    return Outcome(f"Repository {made.name} is ready at {made.url}.")
+    data = {
+        "repository": made.name,
+        "url": made.url,
+        "id": made.repository_id,
+        "encrypted": made.kit is not None,
+        "key_file": None if made.key_file is None else str(made.key_file),
+    }
+    done = f"Repository {made.name} is ready at {made.url}."
+    if made.kit is None:
+        return Outcome(f"{done}\nIt is not encrypted: whoever has the drive can read the backups.", data)
+    return kit_output.outcome(done, data, made.kit, kit_file)

@@ -1,7 +1,7 @@
 """The one declaration of what ``config.toml`` may say; help, checks and the reference come from it.
 
-    [repositories.NAME]   url, key_file | open
-    [clusters.NAME]       conninfo, repository, password_file, install_path, compress_level, threads, max_rate, ...
+[repositories.NAME]   url, key_file | open
+[clusters.NAME]       conninfo, repository, password_file, install_path, compress_level, threads, max_rate, ...
 """
 
 from __future__ import annotations

@@ -100,8 +100,11 @@ class MetadataVerifier:
         if Ring.open(data, number, ring.root.reveal(), ring.repository, key).repository != ring.repository:
             raise IntegrityError(f"read {key}: it belongs to another repository")
 
-    def manifests(self) -> dict[str, StoredManifest]:
-        """Every manifest of which a copy authenticates, deleted backups too; reports the copies that do not."""
+    def manifests(self) -> tuple[dict[str, StoredManifest], set[str]]:
+        """Every manifest of which a copy authenticates, deleted backups too, and the names of those without.
+
+        Copies that do not authenticate are reported.
+        """
         names: set[str] = set()
         for folder in ("manifests/", "manifests-b/"):
             found = {one.key.removeprefix(folder) for one in self._storage.list(folder)}
@@ -112,7 +115,7 @@ class MetadataVerifier:
             whole = self._twins(manifest_keys(name), [name], partial(self._open_manifest, name))
             if whole is not None:
                 stored[name] = StoredManifest(whole[0], hashlib.sha256(whole[1]).hexdigest())
-        return stored
+        return stored, names - set(stored)
 
     def _open_manifest(self, backup: str, key: str, data: bytes) -> Manifest:
         manifest = Manifest.from_json(self._open(Kind.MANIFEST, f"manifests/{backup}", key, data), key)
@@ -188,7 +191,7 @@ class MetadataVerifier:
             self._findings.warn(f"{folder}{name} does not belong to the repository")
 
 
-def check_line(stored: dict[str, StoredManifest], deleted: set[str], findings: Findings) -> None:
+def check_line(stored: dict[str, StoredManifest], lost: set[str], deleted: set[str], findings: Findings) -> None:
     """Every manifest names its predecessor, which must be there and be the one it names.
 
     Two backups of different clusters that ran at the same time may name the same predecessor. One that was deleted
@@ -202,7 +205,7 @@ def check_line(stored: dict[str, StoredManifest], deleted: set[str], findings: F
             continue
         before = stored.get(previous.get("backup", ""))
         if before is None:
-            if previous.get("backup") not in deleted:
+            if previous.get("backup") not in deleted | lost:
                 findings.warn(
                     f"backup {previous.get('backup')} is gone, although nobody deleted it: backup {name} follows it"
                 )

@@ -6,6 +6,7 @@ chunk: 17 MB per TiB of database.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -42,15 +43,18 @@ class PackReport:
         raw: raw bytes of each chunk, 0 for one that is damaged.
         faults: what is wrong, for people.
         bad: numbers of the damaged chunks.
+        sha256: of all its bytes, for metadata packs, whose twins must be equal.
         missing: the object was not there.
     """
 
     key: str
+    identity: bytes
     size: int
     digest: bytes
     raw: U32
     faults: tuple[str, ...]
     bad: tuple[int, ...]
+    sha256: bytes = b""
     missing: bool = False
 
     @property
@@ -59,8 +63,7 @@ class PackReport:
         return bool(self.digest)
 
 
-def _unreadable(key: str, what: str, *, missing: bool = False) -> PackReport:
-    return PackReport(key, 0, b"", np.empty(0, np.uint32), (what,), (), missing)
+NO_CHUNKS = np.empty(0, np.uint32)
 
 
 class PackVerifier:
@@ -79,7 +82,8 @@ class PackVerifier:
         except UNREADABLE as error:
             if isinstance(error, StoreUnavailable):
                 require_store(self._storage)
-            return _unreadable(key, cause(error), missing=isinstance(error, ObjectMissing))
+            missing = isinstance(error, ObjectMissing)
+            return PackReport(key, identity, 0, b"", NO_CHUNKS, (cause(error),), (), missing=missing)
 
     def _verify(self, key: str, identity: bytes, kind: Kind, data: bytes) -> PackReport:
         header = Header.parse(data, key)
@@ -99,7 +103,8 @@ class PackVerifier:
             faults.append(f"{len(bad)} of its {len(directory)} chunks are damaged: {_numbers(bad)}")
         raw = directory.raw.copy()
         raw[bad] = 0
-        return PackReport(key, len(data), directory.digest(), raw, tuple(faults), tuple(bad))
+        sha256 = hashlib.sha256(data).digest() if kind is Kind.META else b""
+        return PackReport(key, identity, len(data), directory.digest(), raw, tuple(faults), tuple(bad), sha256)
 
     def _bad_chunks(
         self, directory: PackDirectory, sealer: Sealer, view: memoryview, key: str, kind: Kind

@@ -1,4 +1,4 @@
-"""Whether the rows of a layer point to pages that are stored, and are rows at all: sorted, disjoint, within the file."""
+"""Whether rows point to stored pages, and are rows at all: sorted, disjoint, within their file."""
 
 from __future__ import annotations
 
@@ -122,5 +122,3 @@ def _misses(lengths: npt.NDArray[np.uint32], page_size: int, position: I64, coun
     unbroken = before[last_chunk] - before[first_chunk] == last_chunk - first_chunk
     enough = lengths.astype(np.int64)[last_chunk] >= last % PAGES_PER_CHUNK * page_size + tail
     return not bool((unbroken & enough).all())
-
-

@@ -31,7 +31,8 @@ _CODE = re.compile(r":\s+(?=\w*\d)([0-9A-Z]{5})\s?:\s")
 _SEVERITY = re.compile(r"^(?:[^:]{1,30}:\s+[0-9A-Z]{5}\s?:|FATAL:|ERROR:)\s*")
 _LOCATION = re.compile(r"^LOCATION:\s+(\w+),\s+(\S+?):\d+\s*$", re.MULTILINE)
 _PREFIX = re.compile(r"^connection to server .*? failed:\s*", re.MULTILINE)
-_QUOTED = re.compile(r"[\"«„“]\s?([0-9A-Fa-f:.%\w]+|\[local\])\s?[\"»“”]")
+# An address, or a Unix socket, however the server's language quotes it.
+_CLIENT = re.compile(r"\[local\]|[0-9A-Fa-f:.]{3,}(?:%\w+)?")
 
 # The English text of each refusal, for a libpq that does not tell the code; first match wins.
 _BY_TEXT = (
@@ -85,11 +86,18 @@ class Refusal:
         return str(places[-1][0]) if places else ""
 
     @property
+    def last(self) -> str:
+        """The last refusal, without libpq's preamble, which names the server's address.
+
+        With sslmode=prefer the text holds one part for each try; the last is the one without TLS.
+        """
+        return _PREFIX.split(self.text)[-1].strip()
+
+    @property
     def cause(self) -> str:
-        """The last refusal in one line, without code, place and libpq's preamble."""
-        # With sslmode=prefer the text holds one part for each try; the last is the one without TLS.
-        last = _PREFIX.split(self.text)[-1].strip().split("\n")[0]
-        return " ".join(_SEVERITY.sub("", last, count=1).split()).rstrip(".")
+        """The last refusal in one line, without code and place."""
+        first_line = self.last.split("\n")[0]
+        return " ".join(_SEVERITY.sub("", first_line, count=1).split()).rstrip(".")
 
 
 def quote_identifier(name: str) -> str:
@@ -145,8 +153,8 @@ def error_of_refusal(refusal: Refusal) -> DataManagerError:
 
 
 def _client_seen(text: str) -> str:
-    """The client's address as the server quotes it in its refusal, in any language; empty when it does not."""
-    for found in _QUOTED.findall(text):
+    """The client's address as the server names it in its refusal, in any language; empty when it does not."""
+    for found in _CLIENT.findall(text):
         if found == "[local]":
             return "[local]"
         try:
@@ -177,7 +185,7 @@ def _not_admitted(refusal: Refusal, message: str) -> DataManagerError:
 
 def _line_for(refusal: Refusal) -> str:
     database = refusal.database or "all"
-    client = _client_seen(refusal.text)
+    client = _client_seen(refusal.last)
     return hba_line(refusal.user, replication=refusal.replication, database=database, client=client)
 
 
@@ -192,7 +200,7 @@ def _right_missing(refusal: Refusal, message: str) -> DataManagerError:
 def _no_room(refusal: Refusal, message: str) -> DataManagerError:
     """53300: every slot of one kind is taken."""
     name = quote_identifier(refusal.user)
-    if refusal.function == "InitializeSessionUserId" or "for role" in refusal.text:
+    if refusal.function == "InitializeSessionUserId" or "too many connections for role" in refusal.text:
         return ServerUnfit(
             message, hint=f"Run `ALTER ROLE {name} CONNECTION LIMIT -1;`, or close other sessions of it."
         )

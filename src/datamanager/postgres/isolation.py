@@ -2,7 +2,7 @@
 
 A ``tablespace_map`` or a link from the stream leads PostgreSQL to the LIVE tablespaces, into which it then replays.
 So every link must lead where the plan says, and no directory, by device and inode, may be, lie within or hold a
-directory of a running cluster. Bind mounts and other names of one directory are seen through by that. Source: decision 1.
+directory of a running cluster; that sees through bind mounts and other names of one directory. Source: decision 1.
 """
 
 from __future__ import annotations

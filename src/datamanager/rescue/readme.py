@@ -45,8 +45,8 @@ def readme_text(
         _heading("BACKUPS OF A POSTGRESQL DATABASE"),
         _paragraph(
             "This folder holds backups of a PostgreSQL database server, made by DataManager for PostgreSQL. They can "
-            "be restored with the one file rescue.py in this folder, on a machine that has Python 3.8 or newer. Nothing "
-            "needs the internet, and DataManager need not be installed. With DataManager installed, its own restore "
+            "be restored with the one file rescue.py in this folder, on a machine that has Python 3.8 or newer. No "
+            "internet is needed, and DataManager need not be installed. With DataManager installed, its own restore "
             "is faster: datamanager restore."
         ),
         f"Repository: {repository_id}\nMade:       {created}\n",
@@ -59,8 +59,8 @@ def readme_text(
         "    Linux, macOS:  sha256sum rescue.py        (macOS: shasum -a 256 rescue.py)\n"
         "    Windows:       certutil -hashfile rescue.py SHA256\n",
         _paragraph(
-            "The 64 letters and digits must be the same as on the paper. If they are not, do not run it: take rescue.py "
-            "from another drive or from the release of DataManager that the kit names, and compare again."
+            "The 64 letters and digits must be the same as on the paper. If they are not, do not run it: take "
+            "rescue.py from another drive or from the release of DataManager that the kit names, and compare again."
             + (" rescue.py itself checks the files in the folder wheels." if wheels else "")
         ),
         _heading("2. LOOK, THEN CHECK"),

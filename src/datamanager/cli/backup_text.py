@@ -1,0 +1,118 @@
+"""Backups as people read them and as programs get them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from datamanager.app.backups import Listed
+from datamanager.base.units import format_duration, format_size
+from datamanager.repository.manifest import Manifest
+
+
+def fields(manifest: Manifest) -> dict[str, Any]:
+    """What every result about a backup holds."""
+    return {
+        "backup_id": manifest.backup,
+        "cluster": manifest.cluster,
+        "name": manifest.label,
+        "started": manifest.started,
+        "ended": manifest.ended,
+        "method": manifest.method,
+        "parent": manifest.parent,
+        "version": manifest.version,
+        "system_identifier": str(manifest.system_identifier),
+        "timeline": manifest.timeline,
+        "start_lsn": manifest.start_lsn,
+        "stop_lsn": manifest.stop_lsn,
+        "files": manifest.files,
+        "total_bytes": manifest.total_bytes,
+        "bytes_read": manifest.bytes_read,
+        "bytes_stored": manifest.bytes_stored,
+        "bytes_reused": manifest.bytes_reused,
+        "damaged": manifest.damaged,
+    }
+
+
+def full(one: Listed) -> dict[str, Any]:
+    """Everything known of a backup but its layers."""
+    manifest = one.manifest
+    return {
+        **fields(manifest),
+        "repository": one.repository,
+        "checked": one.checked,
+        "program": manifest.program,
+        "page_size": manifest.page_size,
+        "checksums": manifest.checksums,
+        "tablespaces": [asdict(each) for each in manifest.tablespaces],
+        "volumes": manifest.volumes,
+        "checksum_failures": [asdict(each) for each in manifest.checksum_failures],
+        "backup_warnings": list(manifest.warnings),
+        "marks": [{"name": mark.name, "time": mark.time} for mark in one.marks],
+        "server": manifest.server,
+    }
+
+
+def local_time(text: str) -> str:
+    """A stored time in this computer's zone: ``2026-11-23 15:04 CET``."""
+    return f"{datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M %Z}"
+
+
+def seconds_of(manifest: Manifest) -> float:
+    """How long the backup took; stored to the second."""
+    return (datetime.fromisoformat(manifest.ended) - datetime.fromisoformat(manifest.started)).total_seconds()
+
+
+_HEAD = ("WHEN", "CLUSTER", "NAME", "SIZE", "NEW DATA", "TOOK", "CHECKED", "WHERE", "ID")
+
+
+def table(found: Sequence[Listed]) -> str:
+    """One line a backup, and a line below it for each of its warnings."""
+    if not found:
+        return "No backups yet. Make one with `datamanager backup run CLUSTER`."
+    rows = [_HEAD, *(_row(one) for one in found)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
+    lines = []
+    for number, row in enumerate(rows):
+        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        if number:
+            lines += [f"    warning: {text}" for text in found[number - 1].manifest.warnings]
+    return "\n".join(lines)
+
+
+def _row(one: Listed) -> tuple[str, ...]:
+    manifest = one.manifest
+    return (
+        local_time(manifest.started),
+        manifest.cluster,
+        manifest.label,
+        format_size(manifest.total_bytes),
+        format_size(manifest.bytes_stored),
+        format_duration(seconds_of(manifest)),
+        local_time(one.checked) if one.checked else "not yet",
+        one.repository,
+        manifest.backup,
+    )
+
+
+def details(one: Listed) -> str:
+    """One backup, a line a fact."""
+    manifest = one.manifest
+    facts = [
+        ("Backup", manifest.backup),
+        ("Name", manifest.label),
+        ("Cluster", f"{manifest.cluster} (system identifier {manifest.system_identifier})"),
+        ("Repository", one.repository),
+        ("Made", f"{local_time(manifest.started)}, took {format_duration(seconds_of(manifest))}"),
+        ("Server", f"PostgreSQL {manifest.version}, data checksums {'on' if manifest.checksums else 'off'}"),
+        ("Size", f"{format_size(manifest.total_bytes)} in {manifest.files} files"),
+        ("New data", f"{format_size(manifest.bytes_stored)} stored, {format_size(manifest.bytes_reused)} known before"),
+        ("WAL", f"timeline {manifest.timeline}, {manifest.start_lsn} to {manifest.stop_lsn}"),
+        ("Checked", local_time(one.checked) if one.checked else "not yet"),
+        *(("Tablespace", f"{each.oid} at {each.location}") for each in manifest.tablespaces),
+        *(("Damaged", f"{each.path}, blocks {each.blocks}") for each in manifest.checksum_failures),
+        *(("Warning", text) for text in manifest.warnings),
+    ]
+    return "\n".join(f"{name + ':':<12}{value}" for name, value in facts)
