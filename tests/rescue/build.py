@@ -154,9 +154,7 @@ class Maker:
         self.expected[manifest.backup] = tree
         return manifest
 
-    def _manifest(
-        self, layers: list[LayerReference], tree: Tree, method: str, alter: Mapping[str, Any]
-    ) -> Manifest:
+    def _manifest(self, layers: list[LayerReference], tree: Tree, method: str, alter: Mapping[str, Any]) -> Manifest:
         self._minute += 1
         moment = datetime(2026, 11, 23, 2, 0, tzinfo=UTC) + timedelta(minutes=self._minute)
         manifest = Manifest(
