@@ -1,8 +1,8 @@
 """Fetch the wheels that every repository carries beside ``rescue.py``, into ``src/datamanager/rescue/wheels``.
 
-``rescue.py`` opens a repository on a machine without this product and without a network; what it needs beyond the standard
-library are AES-GCM and zstd, from these wheels where the machine has neither package nor library. A wheel that no registry
-offers is reported and skipped: the rescue then falls back on the machine's libcrypto and libzstd.
+``rescue.py`` opens a repository on a machine without this product and without a network; what it needs beyond the
+standard library are AES-GCM and zstd, from these wheels where the machine has neither package nor library. A wheel that
+no registry offers is reported and skipped: the rescue then falls back on the machine's libcrypto and libzstd.
 
     python tools/fetch_rescue_wheels.py [--into FOLDER]
 """

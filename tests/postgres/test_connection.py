@@ -54,7 +54,7 @@ def test_an_unreadable_connection_string_is_refused_without_repeating_it() -> No
 def test_dead_peers_are_noticed_unless_the_connection_string_says_otherwise(server: Server) -> None:
     with connect(ServerAddress(server.tcp_dsn + " keepalives_idle=77 connect_timeout=4")) as connection:
         used = connection.info.get_parameters()
-        assert connection.execute("SHOW search_path").fetchall() == [('""',)]
+        assert connection.execute("SHOW search_path").fetchall() == [("",)]
         assert connection.autocommit
     assert used["keepalives_idle"] == "77"
     assert used["connect_timeout"] == "4"

@@ -7,32 +7,17 @@ from pathlib import Path
 
 import psutil
 
-from datamanager.base.errors import ConfigurationError
 from datamanager.config.model import ClusterConfig
 from datamanager.config.secret_files import read_secret_line
 from datamanager.postgres.connection import ServerAddress
 
-_SECRETS = ("password", "sslpassword", "oauth_client_secret")
-
 
 def address_of(cluster: ClusterConfig) -> ServerAddress:
     """Raises: ConfigurationError, NotFound (no password file)."""
-    check_conninfo(cluster.conninfo)
     password = None
     if cluster.password_file is not None:
         password = read_secret_line(cluster.password_file, "password file")
     return ServerAddress(cluster.conninfo, password)
-
-
-def check_conninfo(conninfo: str) -> None:
-    """Raises: ConfigurationError, for an unreadable string and for one that holds a secret."""
-    given = ServerAddress(conninfo).parameters()
-    found = [name for name in _SECRETS if given.get(name)]
-    if found:
-        raise ConfigurationError(
-            f"read connection string: it holds a {found[0]}, which does not belong in a configuration",
-            hint="Leave it out, and use PostgreSQL's password file (pgpass) or service file, or --password-file FILE.",
-        )
 
 
 def is_local(address: ServerAddress) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from datamanager.app.addresses import address_of, check_conninfo, local_directory
+from datamanager.app.addresses import address_of, local_directory
 from datamanager.app.context import Context
 from datamanager.base.errors import ConfigurationError, UsageError
 from datamanager.base.events import Executed, PhaseStarted
+from datamanager.config.conninfo import check_conninfo
 from datamanager.config.home import Home, inside
 from datamanager.config.model import ClusterConfig
 from datamanager.config.names import check_name
@@ -98,7 +99,7 @@ def change(context: Context, name: str, assignments: dict[str, str]) -> ClusterC
             check_conninfo(value)
         if option == "repository" and value:
             context.repository(value)
-        editor.set(("clusters", name, option), _typed(value))
+        editor.set_text("clusters", name, option, value)
     return editor.save().clusters[name]
 
 
@@ -113,9 +114,3 @@ def remove(context: Context, name: str) -> None:
 def listed(context: Context) -> dict[str, ClusterConfig]:
     """Every configured cluster by name. Raises: ConfigurationError."""
     return dict(sorted(context.config().clusters.items()))
-
-
-def _typed(value: str) -> str | int | None:
-    if not value:
-        return None
-    return int(value) if value.isascii() and value.isdigit() else value

@@ -21,6 +21,10 @@ from datamanager.storage.base import Storage
 README, RESCUE, WHEELS = "README.txt", "rescue.py", "wheels/"
 _MAX_BYTES = 1 << 20
 _KEPT = re.compile(r"^The printed kit was to be kept here: (.+)$", re.MULTILINE)
+_REPLACED = (
+    "rescue.py in the repository was not this release's and was replaced; print a new recovery kit with "
+    "`datamanager repo kit`, because the SHA-256 on the old one is that of another rescue.py"
+)
 _WHEEL = re.compile(r"[A-Za-z0-9._-]+\.whl")
 
 
@@ -34,8 +38,8 @@ def write_files(repository: Repository, *, kept_where: str, wheels: bool) -> Non
     storage.barrier()
 
 
-def refresh_files(context: Context, repository: Repository) -> bool:
-    """Replace what this release or the latest backup made out of date; True when something was.
+def refresh_files(context: Context, repository: Repository) -> None:
+    """Replace what this release or the latest backup made out of date.
 
     A repository that cannot be written is left as it is, with a warning. Raises: StoreError.
     """
@@ -46,21 +50,15 @@ def refresh_files(context: Context, repository: Repository) -> bool:
         kept = _KEPT.search(before.decode(errors="replace")) if before else None
         readme = _readme(repository, newest_by_cluster(repository), kept[1] if kept else "", wheels=wheels)
         changed = _replace(storage, README, before, readme.encode())
-        changed |= _replace(storage, RESCUE, _text(storage, RESCUE), rescue_script())
+        if _replace(storage, RESCUE, _text(storage, RESCUE), rescue_script()):
+            changed = True
+            context.listener(Warned(_REPLACED))
         if wheels:
             changed |= _put_wheels(storage)
         if changed:
             storage.barrier()
     except (StoreDenied, StoreFull) as error:
         context.listener(Warned(f"README.txt and rescue.py in the repository are not up to date: {error.message}"))
-        return False
-    return changed
-
-
-def rescue_is_current(storage: Storage) -> bool | None:
-    """Whether rescue.py is this release's; None when there is none. Raises: StoreError."""
-    present = _text(storage, RESCUE)
-    return None if present is None else present == rescue_script()
 
 
 def newest_by_cluster(repository: Repository) -> list[Manifest]:

@@ -11,11 +11,12 @@ from pathlib import Path
 from datamanager.app.backups import processors
 from datamanager.app.context import Context
 from datamanager.app.opening import Unlocking, choose, opened
-from datamanager.base.errors import UsageError
+from datamanager.base.errors import ConfigurationError, UsageError
 from datamanager.base.events import PhaseStarted
 from datamanager.engine.export import export_backup
 from datamanager.engine.restore import RestoreResult, apply_restore
 from datamanager.engine.restore_plan import RestoreOptions, RestorePlan, plan_restore
+from datamanager.postgres.account import UnixAccount, service_account
 from datamanager.repository.manifest import Manifest
 
 if sys.platform != "win32":
@@ -30,7 +31,7 @@ class Request:
         backup: id, the beginning of one, or ``latest``.
         repository: a name or an address; None for the cluster's, or the only one.
         tablespaces: old location (or oid) to new.
-        owner: account that gets the files; needs root.
+        owner: account that gets the files; needs root. A restore by root gives them to ``postgres`` by default.
     """
 
     backup: str
@@ -44,10 +45,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Restored:
-    """A plan, and what came of it; ``result`` is None for a dry run."""
+    """A plan, and what came of it; ``result`` is None for a dry run. ``owner`` is whose files they will be."""
 
     plan: RestorePlan
     result: RestoreResult | None
+    owner: str
 
 
 def run(context: Context, request: Request, unlocking: Unlocking, *, dry_run: bool) -> Restored:
@@ -55,30 +57,41 @@ def run(context: Context, request: Request, unlocking: Unlocking, *, dry_run: bo
 
     Raises: NotFound, UsageError, RestoreRefused, RepositoryError, StoreError, Cancelled.
     """
-    options = _options(request)
+    owner = request.owner or default_owner()
+    options = _options(request, owner)
     named = choose(context, request.repository, request.cluster)
     with opened(context, named, unlocking) as repository:
         context.listener(PhaseStarted("planning"))
         plan = plan_restore(repository, repository.find(request.backup, request.cluster), options)
         if dry_run:
-            return Restored(plan, None)
-        return Restored(plan, apply_restore(repository, plan, context.stop, context.listener))
+            return Restored(plan, None, owner or "this account")
+        result = apply_restore(repository, plan, context.stop, context.listener)
+        return Restored(plan, result, owner or "this account")
+
+
+def default_owner() -> str | None:
+    """For root, who may run no server, the account ``postgres`` where there is one; else nobody else."""
+    try:
+        account = service_account()
+    except ConfigurationError:
+        return None
+    return account.name if isinstance(account, UnixAccount) else None
 
 
 def export(context: Context, request: Request, unlocking: Unlocking) -> tuple[Manifest, RestoreResult]:
     """Write a backup as a plain directory of PostgreSQL's own. Raises: as ``run``."""
-    options = _options(request)
+    options = _options(request, request.owner)
     named = choose(context, request.repository, request.cluster)
     with opened(context, named, unlocking) as repository:
         manifest = repository.find(request.backup, request.cluster)
         return manifest, export_backup(repository, manifest, options, context.stop, context.listener)
 
 
-def _options(request: Request) -> RestoreOptions:
+def _options(request: Request, owner: str | None) -> RestoreOptions:
     return RestoreOptions(
         target=request.target,
         tablespaces=request.tablespaces,
-        owner=owner_ids(request.owner),
+        owner=owner_ids(owner),
         threads=processors(),
         any_platform=request.any_platform,
     )

@@ -60,9 +60,10 @@ def local_time(text: str) -> str:
     return f"{datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M %Z}"
 
 
-def seconds_of(manifest: Manifest) -> float:
-    """How long the backup took; stored to the second."""
-    return (datetime.fromisoformat(manifest.ended) - datetime.fromisoformat(manifest.started)).total_seconds()
+def duration(manifest: Manifest) -> str:
+    """How long the backup took; its times are stored to the second."""
+    seconds = (datetime.fromisoformat(manifest.ended) - datetime.fromisoformat(manifest.started)).total_seconds()
+    return format_duration(seconds) if seconds >= 1 else "under 1 s"
 
 
 _HEAD = ("WHEN", "CLUSTER", "NAME", "SIZE", "NEW DATA", "TOOK", "CHECKED", "WHERE", "ID")
@@ -90,7 +91,7 @@ def _row(one: Listed) -> tuple[str, ...]:
         manifest.label,
         format_size(manifest.total_bytes),
         format_size(manifest.bytes_stored),
-        format_duration(seconds_of(manifest)),
+        duration(manifest),
         local_time(one.checked) if one.checked else "not yet",
         one.repository,
         manifest.backup,
@@ -105,7 +106,7 @@ def details(one: Listed) -> str:
         ("Name", manifest.label),
         ("Cluster", f"{manifest.cluster} (system identifier {manifest.system_identifier})"),
         ("Repository", one.repository),
-        ("Made", f"{local_time(manifest.started)}, took {format_duration(seconds_of(manifest))}"),
+        ("Made", f"{local_time(manifest.started)}, took {duration(manifest)}"),
         ("Server", f"PostgreSQL {manifest.version}, data checksums {'on' if manifest.checksums else 'off'}"),
         ("Size", f"{format_size(manifest.total_bytes)} in {manifest.files} files"),
         ("New data", f"{format_size(manifest.bytes_stored)} stored, {format_size(manifest.bytes_reused)} known before"),

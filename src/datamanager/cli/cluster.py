@@ -14,11 +14,12 @@ from datamanager.cli.lazy import lazy
 from datamanager.cli.outcome import Outcome
 
 if TYPE_CHECKING:
-    from datamanager.app import clusters
+    from datamanager.app import checks, clusters
     from datamanager.cli.session import Session
     from datamanager.config.model import ClusterConfig
     from datamanager.postgres.facts import ServerFacts
 else:
+    checks = lazy("datamanager.app.checks")
     clusters = lazy("datamanager.app.clusters")
 
 command = noun("cluster", "Clusters: the PostgreSQL servers that are backed up.")
@@ -85,6 +86,37 @@ def list_(session: Session) -> Outcome:
 
 def _where(one: ClusterConfig) -> str:
     return f"; backups go to {one.repository}" if one.repository else ""
+
+
+@command.command("check", examples=["datamanager cluster check office"])
+@click.argument("name")
+def check(session: Session, name: str) -> Outcome:
+    """Find out whether the next backup of a cluster can be made, and what should be better."""
+    found = checks.check_cluster(session.context, name)
+    lines = [
+        f"{one.severity}: {one.sentence} {one.remedy}".rstrip() for one in found.findings if one.severity != "warning"
+    ]
+    data: dict[str, Any] = {
+        "cluster": name,
+        "findings": [
+            {"code": one.code, "severity": str(one.severity), "sentence": one.sentence, "remedy": one.remedy}
+            for one in found.findings
+        ],
+        "programs": None if found.programs is None else str(found.programs.bin_directory),
+        "repository": found.repository,
+    }
+    if found.blockers or found.facts is None:
+        failure = found.blockers[0].error()
+        return Outcome("\n".join(lines), data, failure=failure)
+    data |= _fields(found.facts)
+    lines.insert(0, f"Cluster {name} can be backed up: {_described(found.facts)}.")
+    lines += [f"note: {text}" for text in found.facts.warnings]
+    if found.programs is None:
+        lines.append(
+            f"note: no programs of PostgreSQL {found.facts.major} are here, so restores cannot be started here."
+        )
+    warnings = [f"{one.sentence} {one.remedy}".rstrip() for one in found.findings if one.severity == "warning"]
+    return Outcome("\n".join(lines), data, warnings)
 
 
 @command.command(

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from datamanager.base.errors import DataManagerError
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -16,12 +18,15 @@ class Outcome:
         data: the fields of the ``result`` line, ready for JSON; sizes in bytes, times RFC 3339 in UTC.
         warnings: what did not stop it; any of them makes the exit code 3.
         log: one line for the run's log, without secrets; the first line of ``text`` unless given.
+        failure: set when the command found what it looks for, and that is bad: the outcome is shown, then the error
+            ends the command; ``data`` goes into the ``error`` line.
     """
 
     text: str
     data: dict[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     log: str = ""
+    failure: DataManagerError | None = None
 
     @property
     def log_line(self) -> str:

@@ -181,8 +181,6 @@ class HumanConsole:
 
     def result(self, outcome: Outcome, warnings: list[str], exit_code: int) -> None:
         with self._lock:
-            for warning in outcome.warnings:
-                self._line(f"warning: {warning}")
             if outcome.text:
                 self._line(outcome.text)
 

@@ -8,19 +8,26 @@ from typing import TYPE_CHECKING
 import click
 
 from datamanager.base.errors import UsageError
+from datamanager.base.units import format_size
+from datamanager.cli import repo_check, repo_key
 from datamanager.cli.command import FILE, noun
 from datamanager.cli.lazy import lazy
 from datamanager.cli.outcome import Outcome
 
 if TYPE_CHECKING:
     from datamanager.app import repositories
-    from datamanager.cli import kit_output
+    from datamanager.cli import backup_text, kit_output
     from datamanager.cli.session import Session
 else:
     repositories = lazy("datamanager.app.repositories")
+    backup_text = lazy("datamanager.cli.backup_text")
     kit_output = lazy("datamanager.cli.kit_output")
 
 command = noun("repo", "Repositories: where backups are kept, and their keys.")
+command.add_command(repo_check.check)
+command.add_command(repo_check.verify)
+command.add_command(repo_key.command)
+command.add_command(repo_key.kit)
 
 
 @command.command(
@@ -88,3 +95,32 @@ def init(
     if made.kit is None:
         return Outcome(f"{done}\nIt is not encrypted: whoever has the drive can read the backups.", data)
     return kit_output.outcome(done, data, made.kit, kit_file)
+
+
+@command.command("list", examples=["datamanager repo list", "datamanager repo list --json"])
+def list_(session: Session) -> Outcome:
+    """List the repositories of this computer, and what is in them."""
+    found = repositories.listed(session.context)
+    lines, values, warnings = [], [], []
+    for one in found:
+        kind = "encrypted" if one.encrypted else "NOT encrypted"
+        if one.error is not None:
+            lines.append(f"{one.name}: {one.url} ({kind}); not readable now: {one.error.message}")
+            warnings.append(f"{one.name}: {one.error.message}. {one.error.hint}".strip())
+        else:
+            newest = f", newest {backup_text.local_time(one.newest)}" if one.newest else ""
+            room = f", {format_size(one.space.free)} free" if one.space else ""
+            lines.append(f"{one.name}: {one.url} ({kind}); backups: {one.backups}{newest}{room}")
+        values.append(
+            {
+                "repository": one.name,
+                "url": one.url,
+                "encrypted": one.encrypted,
+                "backups": one.backups,
+                "newest": one.newest,
+                "free_bytes": one.space.free if one.space else None,
+                "error": one.error.message if one.error else None,
+            }
+        )
+    text = "\n".join(lines) or "No repositories yet. Make one with `datamanager repo init NAME URL`."
+    return Outcome(text, {"repositories": values}, warnings)

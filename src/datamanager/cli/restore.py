@@ -14,12 +14,14 @@ from datamanager.cli.lazy import lazy
 from datamanager.cli.outcome import Outcome
 
 if TYPE_CHECKING:
-    from datamanager.app import restores
+    from datamanager.app import restores, started
+    from datamanager.app.restores import Restored
     from datamanager.cli import backup_text
     from datamanager.cli.session import Session
     from datamanager.engine.restore_plan import RestorePlan
 else:
     restores = lazy("datamanager.app.restores")
+    started = lazy("datamanager.app.started")
     backup_text = lazy("datamanager.cli.backup_text")
 
 
@@ -56,6 +58,8 @@ else:
     "--owner", metavar="NAME", help="The account that gets the files; needs root, which else takes `postgres`."
 )
 @click.option("--any-platform", is_flag=True, help="Restore the files although another system wrote them.")
+@click.option("--start", is_flag=True, help="Start a server on it, cut off from archive, network and other servers.")
+@click.option("--port", type=click.IntRange(1, 65535), default=5433, show_default=True, help="With --start: its port.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and stop.")
 @key_options
 def command(
@@ -67,6 +71,8 @@ def command(
     mappings: tuple[str, ...],
     owner: str | None,
     any_platform: bool,
+    start: bool,
+    port: int,
     dry_run: bool,
     passphrase_file: Path | None,
     recovery_code_file: Path | None,
@@ -76,17 +82,33 @@ def command(
 
     ID is the whole name of a backup, its beginning, its last eight characters, or `latest`.
     """
+    if start and dry_run:
+        raise UsageError("read options: --start and --dry-run contradict each other", hint="Give one of them.")
     request = restores.Request(backup, target, repository, cluster, _mapped(mappings), owner, any_platform)
     unlocking = session.unlocking(passphrase_file, recovery_code_file, key_file)
     restored = restores.run(session.context, request, unlocking, dry_run=dry_run)
     plan, result = restored.plan, restored.result
+    data = {**_fields(plan), "owner": restored.owner, "dry_run": dry_run}
     if result is None:
-        return Outcome(_planned(plan), _fields(plan), plan.warnings)
+        return Outcome(_planned(restored), data, plan.warnings)
     text = (
         f"Backup {plan.manifest.backup} ({plan.manifest.label}) was restored to {result.target}: {result.files} files, "
         f"{format_size(result.bytes)} in {format_duration(result.seconds)}."
     )
-    data = {**_fields(plan), "files": result.files, "bytes": result.bytes, "seconds": round(result.seconds, 3)}
+    data |= {"files": result.files, "bytes": result.bytes, "seconds": round(result.seconds, 3)}
+    if not start:
+        return Outcome(text, data, result.warnings)
+    running = started.start(session.context, restored, port)
+    text += (
+        f'\nA server runs on it, for the account {running.account} only.\nConnect with: psql "{running.conninfo}"\n'
+        f"Stop it with: {running.stop_command}\nIts log and socket are in {running.side}."
+    )
+    data["server"] = {
+        "conninfo": running.conninfo,
+        "account": running.account,
+        "folder": str(running.side),
+        "stop_command": running.stop_command,
+    }
     return Outcome(text, data, result.warnings)
 
 
@@ -102,12 +124,12 @@ def _mapped(mappings: tuple[str, ...]) -> dict[str, Path]:
     return found
 
 
-def _planned(plan: RestorePlan) -> str:
-    manifest = plan.manifest
+def _planned(restored: Restored) -> str:
+    plan, manifest = restored.plan, restored.plan.manifest
     lines = [
         f"Would restore backup {manifest.backup} ({manifest.label}) of {manifest.cluster}, "
         f"made {backup_text.local_time(manifest.started)}.",
-        f"Target: {plan.options.target}, PostgreSQL {manifest.version}.",
+        f"Target: {plan.options.target}, PostgreSQL {manifest.version}; the files will belong to {restored.owner}.",
     ]
     lines += [f"Tablespace {oid}: {path}." for oid, path in plan.links.items()]
     lines += [

@@ -153,27 +153,25 @@ def _carry_out(session: Session, body: Callable[..., Outcome], parameters: Mappi
         return _failed(session, Cancelled("run command: interrupted"))
     except Exception as error:  # noqa: BLE001 - the last resort: no run ends without a log and an exit code
         return _failed(session, _unexpected(session, error), traceback.format_exc())
-    said = [*session.warnings, *(one for one in outcome.warnings if one not in session.warnings)]
-    shown = [one for one in outcome.warnings if one not in session.warnings]
-    code = WITH_WARNINGS if said else 0
+    unsaid = [one for one in dict.fromkeys(outcome.warnings) if one not in session.warnings]
+    for warning in unsaid:
+        session.on_event(Warned(warning))
     session.console.close()
+    if outcome.failure is not None:
+        session.say(outcome.text)
+        return _failed(session, outcome.failure, data=outcome.data)
+    code = WITH_WARNINGS if session.warnings else 0
     if session.log is not None:
-        for warning in shown:
-            session.log.event(Warned(warning))
         session.log.result(outcome.log_line, code)
-    session.console.result(_with_warnings(outcome, shown), said, code)
+    session.console.result(outcome, session.warnings, code)
     return code
 
 
-def _with_warnings(outcome: Outcome, warnings: list[str]) -> Outcome:
-    return type(outcome)(outcome.text, outcome.data, warnings, outcome.log)
-
-
-def _failed(session: Session, error: DataManagerError, trace: str = "") -> int:
+def _failed(session: Session, error: DataManagerError, trace: str = "", data: Mapping[str, Any] | None = None) -> int:
     if session.log is not None:
         session.log.error(error, trace)
     session.console.close()
-    session.console.error(error, {"warnings": session.warnings})
+    session.console.error(error, {"warnings": session.warnings, **(data or {})})
     return error.exit_code
 
 

@@ -6,14 +6,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from datamanager.base.errors import UsageError
+from datamanager.base.errors import ConfigurationError, UsageError
 from datamanager.base.units import format_size, parse_size
+from datamanager.config.conninfo import check_conninfo, check_url
 from datamanager.config.names import check_name
 
 MIN_RATE_BYTES, MAX_RATE_BYTES = 32 << 10, 1 << 30  # what BASE_BACKUP's MAX_RATE takes
@@ -46,6 +48,17 @@ def _name_of(what: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _without_secret(check: Callable[[str], None]) -> AfterValidator:
+    def checked(text: str) -> str:
+        try:
+            check(text)
+        except ConfigurationError as error:
+            raise ValueError(f"{error.message.partition(': ')[2]}; {error.hint}") from None
+        return text
+
+    return AfterValidator(checked)
+
+
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 ClusterName = Annotated[str, _name_of("cluster")]
 RepositoryName = Annotated[str, _name_of("repository")]
@@ -59,7 +72,9 @@ class _Section(BaseModel):
 class RepositoryConfig(_Section):
     """Where a repository is and what opens it unattended: a key file, or nothing when it is not encrypted."""
 
-    url: str = Field(min_length=1, description="the folder of the repository, or its address")
+    url: Annotated[str, _without_secret(check_url)] = Field(
+        min_length=1, description="the folder of the repository, or its address"
+    )
     key_file: AbsolutePath | None = Field(None, description="file with the key that opens it")
     open: bool = Field(False, description="true when the repository is not encrypted")
     open_reason: str = Field("", description="why it is not encrypted")
@@ -74,7 +89,9 @@ class RepositoryConfig(_Section):
 class ClusterConfig(_Section):
     """A PostgreSQL server and how it is backed up."""
 
-    conninfo: str = Field(description="libpq connection string without a password")
+    conninfo: Annotated[str, _without_secret(check_conninfo)] = Field(
+        description="libpq connection string without a password"
+    )
     repository: RepositoryName | None = Field(None, description="repository used when a command names none")
     password_file: AbsolutePath | None = Field(None, description="file whose first line is the password")
     install_path: AbsolutePath | None = Field(None, description="folder that holds PostgreSQL's bin folder")

@@ -25,7 +25,7 @@ else:
     import fcntl
 
 _HEADER = "# DataManager for PostgreSQL. Change it here or with `datamanager config set`; every start checks it.\n"
-_SECTIONS: Mapping[str, type[BaseModel]] = {"repositories": RepositoryConfig, "clusters": ClusterConfig}
+SECTIONS: Mapping[str, type[BaseModel]] = {"repositories": RepositoryConfig, "clusters": ClusterConfig}
 
 
 def load(path: Path) -> Config:
@@ -55,6 +55,20 @@ class ConfigEditor:
         else:
             table[keys[-1]] = value
 
+    def set_text(self, section: str, name: str, option: str, text: str) -> None:
+        """The same with a value as a person types it; an empty one takes the option away.
+
+        A value that does not fit is kept as text, so that ``save`` says why.
+        """
+        value: str | int | bool | None = text or None
+        if text:
+            present = self._document.unwrap().get(section, {}).get(name, {})
+            with contextlib.suppress(ValidationError):
+                read = SECTIONS[section].model_validate({**present, option: text}).model_dump(mode="json")[option]
+                # A size keeps the unit that it was written with.
+                value = read if isinstance(read, bool) or (isinstance(read, int) and text.isdigit()) else text
+        self.set((section, name, option), value)
+
     def remove(self, keys: tuple[str, ...]) -> None:
         """Take away a whole section."""
         table: Any = self._document
@@ -65,7 +79,7 @@ class ConfigEditor:
     def save(self) -> Config:
         """Check the whole and replace the file. Raises: ConfigurationError, with the old file in force."""
         text = tomlkit.dumps(self._document)
-        config = _validate(_parse(text, self._path), self._path)
+        config = _validate(_parse(text, self._path), self._path, changing=True)
         make_private_folder(self._path.parent)
         with _only_writer(self._path):
             if _read(self._path) != self._before:
@@ -78,7 +92,7 @@ class ConfigEditor:
 
 def option_names(section: str) -> list[str]:
     """The options of a section (``repositories``, ``clusters``), as the file names them."""
-    return list(_SECTIONS[section].model_fields)
+    return list(SECTIONS[section].model_fields)
 
 
 def _read(path: Path) -> str:
@@ -101,22 +115,23 @@ def _parse(text: str, path: Path) -> tomlkit.TOMLDocument:
         raise ConfigurationError(f"read {path}: {error}", hint="Mend that line; the file is in TOML.") from error
 
 
-def _validate(document: tomlkit.TOMLDocument, path: Path) -> Config:
+def _validate(document: tomlkit.TOMLDocument, path: Path, *, changing: bool = False) -> Config:
     try:
         return Config.model_validate(document.unwrap())
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = [str(part) for part in first["loc"] if part != "[key]"]
-        where = f"read {path}: {'.'.join(place)}"
+        where = f"{'set' if changing else f'read {path}:'} {'.'.join(place)}"
         if first["type"] == "extra_forbidden":
             raise ConfigurationError(f"{where} is not an option", hint=_nearest(place)) from None
         cause = first["msg"].removeprefix("Value error, ")
-        raise ConfigurationError(f"{where}: {cause[:1].lower()}{cause[1:]}", hint="Mend it in that file.") from None
+        hint = "Give another value; nothing was changed." if changing else "Mend it in that file."
+        raise ConfigurationError(f"{where}: {cause[:1].lower()}{cause[1:]}", hint=hint) from None
 
 
 def _nearest(place: list[str]) -> str:
     """A sentence that names what was probably meant."""
-    known = list(_SECTIONS) if len(place) == 1 else option_names(place[0])
+    known = list(SECTIONS) if len(place) == 1 else option_names(place[0])
     close = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
     if close:
         return f"Did you mean {close[0]}? The options here are: {', '.join(known)}."

@@ -120,7 +120,7 @@ def _prepare(plan: RestorePlan) -> Destination:
 
 
 def _make_links(plan: RestorePlan, destination: Destination) -> None:
-    if any(mode & 0o040 for mode in [(destination.root / "PG_VERSION").stat().st_mode]):
+    if (destination.root / "PG_VERSION").stat().st_mode & 0o040:
         destination.root.chmod(0o750)  # a cluster made with group access
     folder = destination.root / "pg_tblspc"
     for oid, path in plan.links.items():

@@ -139,9 +139,11 @@ def _check_no_members(path: Path, what: str) -> None:
             f"restore backup: {what} {path} holds an unfinished restore",
             hint="Delete that directory, or give another one; the unfinished one cannot start and holds nothing else.",
         )
-    live = any(name.startswith("PG_") for name in members)
+    holds = "; it holds a database cluster" if "PG_VERSION" in members else ""
+    if any(name.startswith("PG_") and name != "PG_VERSION" for name in members):
+        holds = "; it holds a tablespace of a cluster"
     raise TargetUnfit(
-        f"restore backup: {what} {path} is not empty" + (" and holds a tablespace in use" if live else ""),
+        f"restore backup: {what} {path} is not empty{holds}",
         hint="Give an empty directory"
         + (" with --tablespace-map OLD=NEW." if what != "target" else "; nothing is ever overwritten."),
     )

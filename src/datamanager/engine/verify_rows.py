@@ -61,6 +61,7 @@ def check_rows(
     Raises: IntegrityError, ObjectMissing, when the layer cannot be read; Cancelled.
     """
     faults = LayerFaults()
+    layer.find(b"")  # reads the index
     for batch in _batches(layer):
         stop.check()
         sizes = np.array([entry.size for entry in batch.entries], dtype=np.uint64)

@@ -406,7 +406,8 @@ class LayerReader:
         packs = len(self.packs)
         for number in range(start, self._blocks):
             entries, continues = decode_block(self._load(number), packs)
-            if continues != bool(pending and entries and entries[0].path == pending[0].path) and number > start:
+            expected = bool(pending and entries and entries[0].path == pending[0].path)
+            if continues != expected and (number > start or number == 0):
                 raise IntegrityError("read layer: malformed sequence of blocks")
             if continues and not pending:
                 entries = entries[1:]  # began in a block that was not asked for
@@ -440,8 +441,12 @@ class LayerReader:
         paths: list[bytes] = []
         for number in range(self._index):
             data = self._load(self._blocks + self._table + number)
-            (count,) = _COUNT.unpack_from(data)
+            (count,) = _COUNT.unpack_from(data) if len(data) >= _COUNT.size else (0,)
+            if count == 0 or len(data) < _COUNT.size + 2 * count:
+                raise IntegrityError("read layer: malformed index")
             lengths = np.frombuffer(data, "<u2", count, _COUNT.size).astype(np.int64)
+            if len(data) != _COUNT.size + 2 * count + int(lengths.sum()):
+                raise IntegrityError("read layer: malformed index")
             paths += _split_paths(data, lengths, _COUNT.size + 2 * count)
         if len(paths) != self._blocks:
             raise IntegrityError("read layer: the index does not match")

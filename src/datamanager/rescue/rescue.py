@@ -1028,7 +1028,7 @@ def decode_block(data: bytes, packs: int, shift: int) -> tuple[list[Entry], bool
     if len(data) < BLOCK.size:
         raise malformed
     files, rows, path_bytes, flags = BLOCK.unpack_from(data)
-    if len(data) != BLOCK.size + 30 * files + path_bytes + 16 * rows or flags & ~1:
+    if len(data) != BLOCK.size + 26 * files + path_bytes + 16 * rows or flags & ~1:
         raise malformed
     place = BLOCK.size
 

@@ -1,0 +1,155 @@
+"""``datamanager repo check`` and ``repo verify``: fit for the next backup, and what was written is still there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from datamanager.base.errors import IntegrityError, UsageError
+from datamanager.base.units import format_duration, format_size
+from datamanager.cli.command import Command, key_options
+from datamanager.cli.lazy import lazy
+from datamanager.cli.outcome import Outcome
+
+if TYPE_CHECKING:
+    from datamanager.app import checks
+    from datamanager.cli.session import Session
+    from datamanager.engine.verify import VerifyResult
+else:
+    checks = lazy("datamanager.app.checks")
+
+
+@click.command("check", cls=Command, examples=["datamanager repo check usb", "datamanager repo check --json"])
+@click.argument("repository", metavar="REPO", required=False)
+@key_options
+def check(
+    session: Session,
+    repository: str | None,
+    passphrase_file: Path | None,
+    recovery_code_file: Path | None,
+    key_file: Path | None,
+) -> Outcome:
+    """Check keys, lists, second copies, room, clock, rescue.py and who else is at work; data itself is not read.
+
+    REPO is a name or an address; it may be left out while there is only one.
+    """
+    unlocking = session.unlocking(passphrase_file, recovery_code_file, key_file)
+    found = checks.check_repository(session.context, repository, unlocking)
+    lines = [
+        f"Repository {found.title} at {found.url}: {'encrypted' if found.encrypted else 'NOT encrypted'}, "
+        f"{found.backups} backup{'' if found.backups == 1 else 's'}.",
+        *_damage_lines(found.verified),
+    ]
+    if found.space is not None:
+        lines.append(f"Room: {format_size(found.space.free)} of {format_size(found.space.total)} free.")
+    lines += [f"At work: a {one.kind} on {one.host} since {one.started} (process {one.pid})." for one in found.at_work]
+    data: dict[str, Any] = {
+        "repository": found.title,
+        "url": found.url,
+        "encrypted": found.encrypted,
+        "backups": found.backups,
+        "free_bytes": None if found.space is None else found.space.free,
+        "total_bytes": None if found.space is None else found.space.total,
+        "clock_skew_seconds": None if found.skew_seconds is None else round(found.skew_seconds, 1),
+        "at_work": [
+            {"kind": one.kind, "host": one.host, "pid": one.pid, "since": one.started} for one in found.at_work
+        ],
+        **_verify_fields(found.verified),
+    }
+    return _judged("check", found.title, found.verified, lines, data, found.warnings)
+
+
+@click.command(
+    "verify",
+    cls=Command,
+    examples=[
+        "datamanager repo verify usb",
+        "datamanager repo verify usb --sample 10",
+        "datamanager repo verify --backup latest",
+    ],
+)
+@click.argument("repository", metavar="REPO", required=False)
+@click.option(
+    "--sample", type=click.FloatRange(0, 100, min_open=True), metavar="PERCENT", help="Read only so much of the data."
+)
+@click.option("--present", is_flag=True, help="Read no data: only see that everything is there.")
+@click.option("--backup", "backups", multiple=True, metavar="ID", help="Only this backup; may be given again.")
+@key_options
+def verify(
+    session: Session,
+    repository: str | None,
+    sample: float | None,
+    present: bool,
+    backups: tuple[str, ...],
+    passphrase_file: Path | None,
+    recovery_code_file: Path | None,
+    key_file: Path | None,
+) -> Outcome:
+    """Read every stored byte and prove that it is what was written.
+
+    A backup that passes is marked as checked. Damage ends with exit status 40 and names the backups it affects.
+    """
+    if present and sample is not None:
+        raise UsageError("read options: --present and --sample contradict each other", hint="Give one of them.")
+    depth: checks.Depth = "present" if present else "full" if sample is None else "sample"
+    unlocking = session.unlocking(passphrase_file, recovery_code_file, key_file)
+    title, result = checks.verify(
+        session.context, repository, depth, 10.0 if sample is None else sample, list(backups), unlocking
+    )
+    lines = [
+        f"Verified {title}: {len(result.backups)} backups, {format_size(result.bytes)} read from {result.objects} "
+        f"objects ({result.packs_read} of {result.packs} data packs) in {format_duration(result.seconds)}.",
+        *_damage_lines(result),
+    ]
+    data = {"repository": title, "depth": depth, **_verify_fields(result)}
+    return _judged("verify", title, result, lines, data, [])
+
+
+def _damage_lines(result: VerifyResult) -> list[str]:
+    if result.ok:
+        return ["Everything that was looked at is as it was written."]
+    lines = []
+    for one in result.damages:
+        kind = "second copy damaged" if one.redundant else "DAMAGED"
+        affected = f"; affects {', '.join(one.backups_affected)}" if one.backups_affected and not one.redundant else ""
+        lines.append(f"{kind}: {one.key}: {one.what}{affected}")
+    return lines
+
+
+def _verify_fields(result: VerifyResult) -> dict[str, Any]:
+    return {
+        "ok": result.ok,
+        "verdicts": [{"backup_id": one.backup, "ok": one.ok} for one in result.backups],
+        "damages": [
+            {"key": one.key, "what": one.what, "redundant": one.redundant, "backups_affected": one.backups_affected}
+            for one in result.damages
+        ],
+        "unreferenced_packs": len(result.unreferenced_packs),
+        "objects": result.objects,
+        "bytes": result.bytes,
+        "packs": result.packs,
+        "packs_read": result.packs_read,
+        "seconds": round(result.seconds, 3),
+    }
+
+
+def _judged(
+    verb: str, title: str, result: VerifyResult, lines: list[str], data: dict[str, Any], warnings: list[str]
+) -> Outcome:
+    """Lost content fails the command; a damaged second copy is a warning."""
+    lost = [one for one in result.damages if not one.redundant]
+    spare = len(result.damages) - len(lost)
+    said = list(warnings)
+    if spare:
+        said.append(f"{spare} damaged object{'' if spare == 1 else 's'}, of which nothing is lost yet")
+    failure = None
+    if lost:
+        hit = sorted({name for one in lost for name in one.backups_affected})
+        words = f"{len(hit)} backup{'' if len(hit) == 1 else 's'} affected" if hit else "no backup is affected"
+        failure = IntegrityError(
+            f"{verb} repository {title}: {len(lost)} damaged object{'' if len(lost) == 1 else 's'}, {words}",
+            hint="Back up again now: what is damaged is stored anew. Restore affected backups from another copy.",
+        )
+    return Outcome("\n".join(lines), data, said, failure=failure)
