@@ -49,6 +49,7 @@ class Trap:
         self._lock = threading.Lock()
         if self._moment is not None and self._moment.kind == "sync":
             threading.setprofile(self._profile)
+            sys.setprofile(self._profile)
         if self._moment is not None and self._moment.kind.startswith("audit:"):
             sys.addaudithook(self._audit)
 

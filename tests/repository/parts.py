@@ -10,6 +10,7 @@ from datamanager.base.events import Event, ignore
 from datamanager.base.pipeline import StopToken
 from datamanager.engine.backup import BackupOptions, BackupResult, run_backup
 from datamanager.engine.verify import VerifyOptions, VerifyResult, verify_repository
+from datamanager.postgres.source import BackupSource
 from datamanager.repository.keys import SlotSecret
 from datamanager.repository.repository import Repository
 from datamanager.storage.base import Storage
@@ -62,18 +63,26 @@ def backup(
     repository: Repository,
     cluster: SyntheticCluster,
     *,
-    label: str = "",
-    stop: StopToken | None = None,
+    source: BackupSource | None = None,
     listener: Callable[[Event], None] = ignore,
 ) -> BackupResult:
-    with StopToken() as token:
-        options = BackupOptions("office", label)
-        return run_backup(repository, SyntheticSource(cluster), cluster.facts, options, stop or token, listener)
+    """Back the cluster up, from ``source`` if that is not simply its files."""
+    with StopToken() as stop:
+        source = source or SyntheticSource(cluster)
+        return run_backup(repository, source, cluster.facts, BackupOptions("office", "test"), stop, listener)
 
 
 def verify(repository: Repository, options: VerifyOptions | None = None) -> VerifyResult:
     with StopToken() as stop:
         return verify_repository(repository, options or VerifyOptions(), stop, ignore)
+
+
+def copy_of(storage: Storage, clock: SetClock | None = None) -> MemoryStorage:
+    """Another store with the same objects."""
+    copy = MemoryStorage(clock or SetClock())
+    for one in storage.list(""):
+        copy.put(one.key, [storage.get(one.key)])
+    return copy
 
 
 def overwrite(storage: Storage, key: str, data: bytes) -> None:

@@ -217,7 +217,9 @@ def test_an_older_ring_is_never_used_instead_of_a_damaged_newer_one(storage: Mem
         unlock(storage)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{", b"\0" * 512, b"[]", b'{"format":1}', b'{"format":"x"}'])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"{", b"\0" * 512, b"[]", b"[" * 60_000, b'{"format":1}', b'{"format":"x"}']
+)
 def test_a_lost_config_is_made_up_for_by_slots_and_ring(storage: MemoryStorage, content: bytes | None) -> None:
     storage.delete("config")
     if content:

@@ -37,13 +37,12 @@ class CommandEnded(Exception):
 class Command(click.Command):
     """A command with ``--json`` and examples.
 
-    Args: examples - lines as typed; logged - whether its runs leave a log.
+    Args: examples - lines as typed.
     """
 
-    def __init__(self, *args: Any, examples: Sequence[str] = (), logged: bool = True, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.examples = tuple(examples)
-        self.logged = logged
         self.params.append(
             click.Option(
                 ["--json", "json_lines"],
@@ -68,7 +67,7 @@ class Command(click.Command):
         if body is None:
             raise TypeError(f"command {self.name} has no body")
         words = ctx.command_path.split(" ", 1)[1]
-        raise CommandEnded(session.run(words, body, parameters, json_lines=json_lines, logged=self.logged))
+        raise CommandEnded(session.run(words, body, parameters, json_lines=json_lines))
 
 
 class Group(click.Group):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 command = noun("logs", "Where the logs of all runs are.")
 
 
-@command.command("path", examples=["datamanager logs path"], logged=False)
+@command.command("path", examples=["datamanager logs path"])
 def path(session: Session) -> Outcome:
     """Print the folder of the logs. The newest ten of each command are kept."""
     folder = session.home.logs

@@ -7,9 +7,10 @@ output; with ``--json`` every line goes to standard output, and the last one is 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TextIO
 
 from datamanager.base.errors import DataManagerError
@@ -41,11 +42,26 @@ class Console(Protocol):
         ...
 
 
+class _Lines:
+    """Writes whole lines; a reader that has gone away (``| head``) must not stop a backup."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        try:
+            self._stream.write(f"{text}\n")
+            self._stream.flush()
+        except BrokenPipeError:
+            # Python flushes standard output once more at its end, which would fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
 class JsonConsole:
-    """One JSON object a line."""
+    """One JSON object a line, in ASCII, so that no terminal and no file name can spoil it."""
 
     def __init__(self, stream: TextIO, elapsed: Callable[[], float]) -> None:
-        self._stream = stream
+        self._lines = _Lines(stream)
         self._elapsed = elapsed
         self._meter = Meter(elapsed)
         self._last = -_JSON_EVERY_SECONDS
@@ -95,8 +111,11 @@ class JsonConsole:
         """Nothing moves."""
 
     def _write(self, message_type: str, **values: Any) -> None:
-        self._stream.write(json.dumps({"message_type": message_type, **values}, ensure_ascii=False) + "\n")
-        self._stream.flush()
+        self._lines.write(_json_line(message_type, values))
+
+
+def _json_line(message_type: str, values: Mapping[str, Any]) -> str:
+    return json.dumps({"message_type": message_type, **values})
 
 
 class Bar(Protocol):
@@ -127,6 +146,7 @@ class HumanConsole:
         bar: Callable[[TextIO], Bar] | None = None,
     ) -> None:
         self._stream = stream
+        self._lines = _Lines(stream)
         self._errors = errors
         self._elapsed = elapsed
         self._make_bar = bar
@@ -198,21 +218,20 @@ class HumanConsole:
         if self._bar is not None:
             self._bar.line(text)
             return
-        self._stream.write(f"{text}\n")
-        self._stream.flush()
+        self._lines.write(text)
 
 
 def report_error(error: DataManagerError, *, json_lines: bool) -> None:
     """An error that came before any run began."""
     if json_lines:
-        line = {"message_type": "error", "exit_code": error.exit_code, "message": error.message, "hint": error.hint}
-        sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+        values = {"exit_code": error.exit_code, "message": error.message, "hint": error.hint, "warnings": []}
+        _Lines(sys.stdout).write(_json_line("error", values))
     else:
         _write_error(sys.stderr, error)
 
 
 def _write_error(stream: TextIO, error: DataManagerError) -> None:
-    stream.write(f"error: {error.message}\n")
+    lines = _Lines(stream)
+    lines.write(f"error: {error.message}")
     if error.hint:
-        stream.write(f"{error.hint}\n")
-    stream.flush()
+        lines.write(error.hint)

@@ -45,7 +45,7 @@ class TerminalBar:
         )
 
     def line(self, text: str) -> None:
-        self._progress.console.print(text, soft_wrap=True)
+        self._progress.console.print(text, soft_wrap=True, markup=False)
 
     def close(self) -> None:
         self._progress.stop()

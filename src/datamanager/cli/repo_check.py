@@ -22,7 +22,7 @@ else:
 
 
 @click.command("check", cls=Command, examples=["datamanager repo check usb", "datamanager repo check --json"])
-@click.argument("repository", metavar="REPO", required=False)
+@click.argument("repository", metavar="[REPO]", required=False)
 @key_options
 def check(
     session: Session,
@@ -70,7 +70,7 @@ def check(
         "datamanager repo verify --backup latest",
     ],
 )
-@click.argument("repository", metavar="REPO", required=False)
+@click.argument("repository", metavar="[REPO]", required=False)
 @click.option(
     "--sample", type=click.FloatRange(0, 100, min_open=True), metavar="PERCENT", help="Read only so much of the data."
 )

@@ -123,9 +123,7 @@ class Session:
             self.prompting = False
 
 
-def run(
-    words: str, body: Callable[..., Outcome], parameters: Mapping[str, Any], *, json_lines: bool, logged: bool
-) -> int:
+def run(words: str, body: Callable[..., Outcome], parameters: Mapping[str, Any], *, json_lines: bool) -> int:
     """Carry out a command and return its exit code; nothing is raised.
 
     Args: words - the command as typed (``backup run``); body - takes the Session and the parameters.
@@ -137,7 +135,7 @@ def run(
         except DataManagerError as error:
             console.error(error, {})
             return error.exit_code
-        with _signals(session), _logged(session, words, logged=logged):
+        with _signals(session), _logged(session, words):
             try:
                 return _carry_out(session, body, parameters)
             finally:
@@ -196,10 +194,7 @@ def _bar(stream: TextIO) -> Bar:
 
 
 @contextlib.contextmanager
-def _logged(session: Session, words: str, *, logged: bool) -> Iterator[None]:
-    if not logged:
-        yield
-        return
+def _logged(session: Session, words: str) -> Iterator[None]:
     try:
         session.log = RunLog.begin(session.home.logs, words, session.clock, session.mask)
     except OSError as error:

@@ -27,7 +27,7 @@ from datamanager.engine.space import SpaceGuard
 from datamanager.postgres.facts import ServerFacts
 from datamanager.postgres.server_manifest import check_manifest, manifest_files
 from datamanager.postgres.source import BackupSource, SourceEnd, SourceStart
-from datamanager.repository.commit import next_in_line, publish, write_layer
+from datamanager.repository.commit import complete_manifests, next_in_line, publish, write_layer
 from datamanager.repository.format import Kind
 from datamanager.repository.known import LeftoverChunks, ParentPlaces
 from datamanager.repository.layer import LayerBuilder
@@ -37,6 +37,7 @@ from datamanager.repository.pack_stream import PackStream
 from datamanager.repository.repository import Repository
 
 SERVER_MANIFEST = b"backup_manifest"
+_KEPT_NOTICES = 100  # a server with a broken disk warns five times a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,8 @@ def run_backup(
     lease = repository.take_lease("backup", str(facts.system_identifier))
     try:
         repository.require_alone(lease)
+        for key in complete_manifests(repository, lease):
+            listener(Warned(f"{key} was missing and was written again from its second copy"))
         manifests = _manifests_of(repository, run)
         parent = _newest_parent(manifests, facts)
         if parent is not None:
@@ -126,6 +129,7 @@ def run_backup(
         guard.before_put(0)
         end, counts = _stream(run, source, parent, guard, stop)
         listener(PhaseStarted("checking"))
+        _keep_notices(run, end)
         _check_against_server(run, end)
         listener(PhaseStarted("publishing"))
         _set_digests(run)
@@ -212,6 +216,14 @@ def _flag_damage(run: _Run, manifest: Manifest, end: SourceEnd, stop: StopToken)
     if not failures:
         run.warn("the server found pages with wrong checksums that were right when they were stored")
     return replace(manifest, checksum_failures=failures, warnings=[*run.warnings])
+
+
+def _keep_notices(run: _Run, end: SourceEnd) -> None:
+    """What the server said while it sent, such as that it skipped a special file, stands in the record (decision 22)."""
+    for notice in end.notices[:_KEPT_NOTICES]:
+        run.warn(f"the server said: {notice}")
+    if len(end.notices) > _KEPT_NOTICES:
+        run.warn(f"the server said {len(end.notices) - _KEPT_NOTICES} things more")
 
 
 def _set_digests(run: _Run) -> None:

@@ -23,6 +23,7 @@ from datamanager.repository.layer import FileKind
 # 2 MiB a batch makes one handover between threads cost little beside 8 chunks of work; 12 batches are 24 MiB of memory.
 BATCH_BYTES = 2 * MIB
 BATCHES = 12
+BATCH_ITEMS = 4096  # directories and empty files fill no buffer; a million of them would otherwise be one batch
 
 
 @dataclass(slots=True)
@@ -100,6 +101,7 @@ class ChunkCutter(FileReceiver):
 
     def directory(self, path: bytes, mode: int) -> None:
         self._batch.items += [FileBegun(path, FileKind.DIRECTORY, mode), FileEnded(0)]
+        self._bound_items()
 
     def begin_file(self, path: bytes, mode: int, size: int) -> None:
         self._batch.items.append(FileBegun(path, FileKind.REGULAR, mode))
@@ -110,6 +112,11 @@ class ChunkCutter(FileReceiver):
 
     def write(self, data: memoryview) -> None:
         position, end = 0, len(data)
+        after = self._end + end
+        if after < self._begun + self._chunk_bytes:  # nearly every piece: the middle of a chunk
+            self._view[self._end : after] = data
+            self._end = after
+            return
         while position < end:
             room = self._begun + self._chunk_bytes - self._end
             size = min(room, end - position)
@@ -125,6 +132,7 @@ class ChunkCutter(FileReceiver):
         if self._size != self._expected:
             raise IntegrityError(f"read from source: a file has {self._size} of {self._expected} bytes")
         self._batch.items.append(FileEnded(self._size))
+        self._bound_items()
 
     def finish(self) -> None:
         """Hand over what is left."""
@@ -147,6 +155,11 @@ class ChunkCutter(FileReceiver):
         self._batch.stream_bytes += len(raw)
         self._begun = self._end
         if len(self._view) - self._end < self._chunk_bytes:
+            self._hand_over(self._batch)
+            self._new_batch()
+
+    def _bound_items(self) -> None:
+        if len(self._batch.items) >= BATCH_ITEMS:
             self._hand_over(self._batch)
             self._new_batch()
 

@@ -18,8 +18,9 @@ from datamanager.repository.layer import FileEntry, FileKind
 from datamanager.repository.manifest import ChecksumFailure
 from datamanager.repository.repository import Contents, Repository
 
-_QUOTED = re.compile(r'"([^"]+)"')
-_TAIL = 2  # database and relation name a file in any tablespace, whatever directory the message names
+# Database and relation name a file in any tablespace, whatever directory, language and quotes the message uses.
+_NAMED = re.compile(r"(?:global|\d+)/\d+(?:_[a-z]+)?(?:\.\d+)?(?![\w./])")
+_TAIL = 2
 
 
 def find_damage(
@@ -35,7 +36,7 @@ def find_damage(
     Args: start - LSN at which the backup began: later pages are rewritten by replay.
     Raises: IntegrityError, StoreError, Cancelled.
     """
-    named = {_tail(name) for notice in notices for name in _QUOTED.findall(notice)}
+    named = {name for notice in notices for name in _NAMED.findall(notice)}
     found: list[ChecksumFailure] = []
     for everything in (False, True):
         for entry in contents.files():

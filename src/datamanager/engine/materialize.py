@@ -73,6 +73,7 @@ class _Layout:
         self.sizes = array("Q")
         self.crcs = array("I")
         self._rows = [array("I") for _ in range(5)]  # pack, position, file, first page, pages
+        self._closed: list[tuple[str, int]] = []
 
     def add(self, entry: FileEntry) -> None:
         """Make a file or directory and remember its rows. Raises: OSError."""
@@ -82,9 +83,21 @@ class _Layout:
         else:
             self._make_file(path, entry)
         if os.name != "nt":
-            os.chmod(path, entry.mode)  # noqa: PTH101
+            os.chmod(path, entry.mode | self._ours(entry))  # noqa: PTH101
+            if entry.mode & self._ours(entry) != self._ours(entry):
+                self._closed.append((path, entry.mode))
         if self._destination.owner is not None:
             os.chown(path, *self._destination.owner)
+
+    @staticmethod
+    def _ours(entry: FileEntry) -> int:
+        """The rights we need until everything is written: somebody may keep a key of mode 0400 in the cluster."""
+        return 0o700 if entry.kind is FileKind.DIRECTORY else 0o600
+
+    def close_up(self) -> None:
+        """Take back the rights that only we needed. Raises: OSError."""
+        for path, mode in reversed(self._closed):
+            os.chmod(path, mode)  # noqa: PTH101
 
     def _make_file(self, path: str, entry: FileEntry) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
@@ -152,6 +165,7 @@ class Materializer:
         """
         self._tasks(stop, self._contents.files())
         self._check_crcs()
+        self._layout.close_up()
         return len(self._layout.paths)
 
     def _tasks(self, stop: StopToken, files: Iterator[FileEntry]) -> None:

@@ -2,7 +2,7 @@
 
 1 plan         engine/restore_plan.py; a restore that cannot succeed stops there
 2 materialize  every file but the control file's name
-3 links        pg_tblspc, from the plan alone
+3 links        pg_tblspc, from the plan alone; nothing of it may lead into another cluster
 4 sync         everything durable
 5 pg_control   gets its name: from here on the directory starts
 """
@@ -22,7 +22,8 @@ from datamanager.base.events import Listener, PhaseStarted, Progress, Warned
 from datamanager.base.files import sync_directory, sync_tree
 from datamanager.base.pipeline import StopToken
 from datamanager.engine.materialize import Destination, Materializer
-from datamanager.engine.restore_plan import CONTROL_FILE, UNFINISHED_CONTROL_FILE, RestorePlan
+from datamanager.engine.restore_plan import CONTROL_FILE, UNFINISHED_CONTROL_FILE, UNFINISHED_MARK, RestorePlan
+from datamanager.postgres.isolation import assert_tablespaces_isolated, running_data_directories
 from datamanager.repository.lease import Lease
 from datamanager.repository.repository import Repository
 
@@ -54,11 +55,12 @@ def apply_restore(repository: Repository, plan: RestorePlan, stop: StopToken, li
             contents = repository.contents(manifest)
             files = Materializer(repository, contents, destination, options.threads, counter.add).run(stop)
             _make_links(plan, destination)
+            _assert_isolated(plan, destination)
             listener(PhaseStarted("writing to disk"))
             stop.check()
             for root in (destination.root, *plan.links.values()):
                 sync_tree(root)
-            _finish(destination)
+            _finish(destination, plan)
     finally:
         if lease is not None:
             lease.release()
@@ -114,6 +116,7 @@ def _prepare(plan: RestorePlan) -> Destination:
     for folder in (target, *plan.links.values()):
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
+        (folder / UNFINISHED_MARK).touch(mode=0o600, exist_ok=False)
         if plan.options.owner is not None:
             os.chown(folder, *plan.options.owner)
     return destination
@@ -121,7 +124,8 @@ def _prepare(plan: RestorePlan) -> Destination:
 
 def _make_links(plan: RestorePlan, destination: Destination) -> None:
     if (destination.root / "PG_VERSION").stat().st_mode & 0o040:
-        destination.root.chmod(0o750)  # a cluster made with group access
+        for root in (destination.root, *plan.links.values()):
+            root.chmod(0o750)  # a cluster made with group access
     folder = destination.root / "pg_tblspc"
     for oid, path in plan.links.items():
         link = folder / str(oid)
@@ -132,7 +136,16 @@ def _make_links(plan: RestorePlan, destination: Destination) -> None:
             os.chown(link, *destination.owner, follow_symlinks=False)
 
 
-def _finish(destination: Destination) -> None:
+def _assert_isolated(plan: RestorePlan, destination: Destination) -> None:
+    """Nothing may start that could touch another cluster's files (decision 1). Raises: TargetUnfit."""
+    folder = destination.root / "pg_tblspc"
+    inside = {int(one.name): one for one in folder.glob("[0-9]*") if one.is_dir() and not one.is_symlink()}
+    assert_tablespaces_isolated(destination.root, {**inside, **plan.links}, running_data_directories())
+
+
+def _finish(destination: Destination, plan: RestorePlan) -> None:
+    for folder in (*plan.links.values(), destination.root):
+        (folder / UNFINISHED_MARK).unlink()
     before = destination.root / os.fsdecode(UNFINISHED_CONTROL_FILE)
     after = destination.root / os.fsdecode(CONTROL_FILE)
     before.rename(after)

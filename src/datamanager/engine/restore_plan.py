@@ -6,8 +6,10 @@ would land on a directory in use, another operating system or architecture.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -22,6 +24,10 @@ from datamanager.repository.repository import Repository
 CONTROL_FILE = b"global/pg_control"
 # The control file gets its name last: without it PostgreSQL refuses to start the directory.
 UNFINISHED_CONTROL_FILE = b"global/pg_control.unfinished-restore"
+# Lies in the target and in each tablespace's directory from the first to the last moment of a restore.
+UNFINISHED_MARK = "unfinished-restore"
+# What every tablespace's directory holds, one a major: PG_17_202406281.
+_TABLESPACE = re.compile(r"PG_\d+_\d+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +78,10 @@ def plan_restore(repository: Repository, manifest: Manifest, options: RestoreOpt
     warnings = list(manifest.warnings)
     _check_platform(manifest, options)
     target = _absolute(options.target)
-    _check_empty(target, "target")
+    _check_place(target, "target")
     links = _place_tablespaces(manifest, options, target)
     for oid, path in links.items():
-        _check_empty(path, f"directory of tablespace {oid}")
+        _check_place(path, f"directory of tablespace {oid}")
     volumes = _needs(manifest, target, links)
     for volume in volumes:
         if volume.need > volume.free:
@@ -109,6 +115,21 @@ def _machine(name: str) -> str:
     return {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}.get(name.lower(), name.lower())
 
 
+def _check_place(path: Path, what: str) -> None:
+    """Empty or absent, writable, and in no cluster's own directories. Raises: TargetUnfit."""
+    try:
+        _check_empty(path, what)
+    except PermissionError as error:
+        raise _not_writable(path, what) from error
+    for folder in path.resolve().parents:
+        with contextlib.suppress(OSError):
+            if (folder / "PG_VERSION").is_file() or any(_TABLESPACE.match(one.name) for one in folder.iterdir()):
+                raise TargetUnfit(
+                    f"restore backup: {what} {path} lies in {folder}, which belongs to a cluster",
+                    hint="Give a directory outside the data directories and tablespaces of every cluster.",
+                )
+
+
 def _check_empty(path: Path, what: str) -> None:
     if path.is_symlink() and not path.exists():
         raise TargetUnfit(f"restore backup: {what} {path} is a broken link", hint="Give another directory.")
@@ -133,8 +154,7 @@ def _check_no_members(path: Path, what: str) -> None:
         raise _not_writable(path, what) from error
     if not members:
         return
-    unfinished = (path / os.fsdecode(UNFINISHED_CONTROL_FILE)).exists()
-    if unfinished:
+    if any((path / name).exists() for name in (UNFINISHED_MARK, os.fsdecode(UNFINISHED_CONTROL_FILE))):
         raise TargetUnfit(
             f"restore backup: {what} {path} holds an unfinished restore",
             hint="Delete that directory, or give another one; the unfinished one cannot start and holds nothing else.",

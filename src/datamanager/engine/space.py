@@ -1,10 +1,12 @@
-"""A backup never stops the server: on the data directory's own volume it stops first.
+"""A backup never stops the server: on a volume that the server writes to, it stops first.
 
-While a repository shares the volume of the data directory, 10 % of it or 5 GB, whichever is more, stays free.
+While a repository shares a volume with the cluster (data, WAL, a tablespace), 10 % of it or 5 GB, whichever is more,
+stays free.
 """
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from datamanager.base.errors import StoreFull
@@ -16,13 +18,16 @@ RESERVED_BYTES = 5 * 1000**3
 
 
 def shares_volume(space: Space | None, data_directory: str) -> bool:
-    """Whether the store's volume is that of a data directory on this host.
+    """Whether the store's volume is one that a cluster on this host writes to: data, WAL or a tablespace.
 
     A data directory that this account cannot even see counts as shared when its nearest visible parent lies there.
     """
     if space is None or not data_directory:
         return False
     folder = Path(data_directory)
+    with contextlib.suppress(OSError):
+        if any(one.stat().st_dev == space.device for one in (folder / "pg_wal", *(folder / "pg_tblspc").iterdir())):
+            return True
     while True:
         try:
             return folder.stat().st_dev == space.device

@@ -24,7 +24,7 @@ from datamanager.engine.verify_findings import Damage, Findings, cause
 from datamanager.engine.verify_metadata import MetadataVerifier, StoredManifest, check_line
 from datamanager.engine.verify_packs import NO_CHUNKS, U32, PackReport, PackVerifier, is_plausible, read_all
 from datamanager.engine.verify_rows import LayerFaults, check_rows
-from datamanager.repository.format import Kind, meta_keys, pack_id, pack_key
+from datamanager.repository.format import Kind, manifest_keys, meta_keys, pack_id, pack_key
 from datamanager.repository.lease import Lease
 from datamanager.repository.manifest import LayerReference
 from datamanager.repository.objects import UNREADABLE
@@ -160,6 +160,8 @@ class _Layer:
     @property
     def key(self) -> str:
         """An object that stands for the layer in messages."""
+        if not self.reference.spans:  # a layer of nothing
+            return manifest_keys(min(self.backups))[0]
         return meta_keys(bytes.fromhex(self.reference.spans[0][0]))[0]
 
 

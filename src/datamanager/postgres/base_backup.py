@@ -9,8 +9,9 @@ Source: PostgreSQL documentation, section 54.4 (BASE_BACKUP); src/backend/backup
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from psycopg import pq
@@ -82,7 +83,9 @@ class BaseBackupSource:
         last = session.result()
         if last is None or last.status != pq.ExecStatus.TUPLES_OK:
             raise StreamBroken("read from server: the backup ended without its end position")
-        (row,) = result_rows(last)
+        with _well_formed():
+            (row,) = result_rows(last)
+            lsn, timeline = Lsn.parse(row[0] or ""), int(row[1] or 0)
         corrupted = False
         try:
             while session.result() is not None:
@@ -92,8 +95,8 @@ class BaseBackupSource:
                 raise
             corrupted = True  # every byte has arrived; the caller finds the pages and flags the backup
         return SourceEnd(
-            lsn=Lsn.parse(row[0] or ""),
-            timeline=int(row[1] or 0),
+            lsn=lsn,
+            timeline=timeline,
             manifest=manifest,
             checksum_failure=corrupted,
             notices=tuple(session.notices),
@@ -128,18 +131,30 @@ def _read_start(session: ReplicationSession) -> SourceStart:
     first, second = session.result(), session.result()
     if first is None or second is None:
         raise StreamBroken("read from server: the backup ended before it began")
-    (position,) = result_rows(first)
     tablespaces, total = [], 0
-    for oid, location, size in result_rows(second):
-        total += int(size or 0) * 1024
-        if oid is not None:
-            tablespaces.append(SourceTablespace(int(oid), location or "", None if size is None else int(size) * 1024))
-    return SourceStart(Lsn.parse(position[0] or ""), int(position[1] or 0), tuple(tablespaces), total or None)
+    with _well_formed():
+        (position,) = result_rows(first)
+        for oid, location, size in result_rows(second):
+            total += int(size or 0) * 1024
+            if oid is not None:
+                room = None if size is None else int(size) * 1024
+                tablespaces.append(SourceTablespace(int(oid), location or "", room))
+        return SourceStart(Lsn.parse(position[0] or ""), int(position[1] or 0), tuple(tablespaces), total or None)
+
+
+@contextlib.contextmanager
+def _well_formed() -> Iterator[None]:
+    """What the server said is read inside. Raises: StreamBroken when it makes no sense."""
+    try:
+        yield
+    except (ValueError, IndexError) as error:
+        raise StreamBroken(f"read from server: an answer that makes no sense ({error})") from error
 
 
 def _prefix(name: str) -> bytes:
     """Where the members of an archive lie: ``base.tar`` at the top, ``OID.tar`` below its tablespace."""
-    return b"" if name == "base" else f"pg_tblspc/{int(name)}/".encode()
+    with _well_formed():
+        return b"" if name == "base" else f"pg_tblspc/{int(name)}/".encode()
 
 
 class _TaggedStream:
@@ -162,7 +177,7 @@ class _TaggedStream:
             elif tag == 0x6E:  # n
                 if archive is not None:
                     archive.finish()
-                name = bytes(message[1:]).split(b"\0", 1)[0].decode()
+                name = bytes(message[1:]).split(b"\0", 1)[0].decode(errors="replace")
                 archive = TarReader(self._receiver, _prefix(name.removesuffix(".tar")))
             elif tag == 0x6D:  # m
                 if archive is not None:

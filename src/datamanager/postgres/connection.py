@@ -227,7 +227,7 @@ def _attempt(parameters: dict[str, str], stop: StopToken | None, replication: bo
     """Connect to one address. Raises: see ``connect``."""
     if stop is not None:
         stop.check()
-    pgconn = pq.PGconn.connect_start(make_conninfo("", **parameters).encode("utf-8", "surrogateescape"))
+    pgconn = pq.PGconn.connect_start(_assembled(parameters))
     try:
         _set_verbosity(pgconn, _VERBOSE)
         arrived = _drive(pgconn, float(parameters["connect_timeout"]), stop)
@@ -239,6 +239,15 @@ def _attempt(parameters: dict[str, str], stop: StopToken | None, replication: bo
     except BaseException:
         pgconn.finish()
         raise
+
+
+def _assembled(parameters: Mapping[str, str]) -> bytes:
+    """The connection string in bytes; psycopg's own maker refuses names that are not UTF-8."""
+    quoted = (
+        f"{name}='{value.replace(chr(92), chr(92) * 2).replace(chr(39), chr(92) + chr(39))}'"
+        for name, value in parameters.items()
+    )
+    return " ".join(quoted).encode("utf-8", "surrogateescape")
 
 
 def _drive(pgconn: PGconn, timeout_seconds: float, stop: StopToken | None) -> bool:

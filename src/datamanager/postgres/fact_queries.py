@@ -65,10 +65,12 @@ class Reader:
         self.version_number = connection.info.server_version
 
     def prepare(self) -> None:
-        """Make the session harmless: read-only, bounded in time, UTF-8."""
+        """Make the session harmless: read-only, bounded in time, UTF-8 where the database has an encoding."""
         for kind in ("text", "name", "varchar", "bpchar"):
             self._connection.adapters.register_loader(kind, Text)
-        self.rows("SET client_encoding = 'UTF8'")
+        # From a database without an encoding, UTF8 would let the server refuse to send names that are not UTF-8.
+        raw = self._connection.info.parameter_status("server_encoding") == "SQL_ASCII"
+        self.rows(f"SET client_encoding = '{'SQL_ASCII' if raw else 'UTF8'}'")
         self.rows("SET default_transaction_read_only = on")
         self.rows("SET lock_timeout = '5s'")
         self.rows("SET statement_timeout = '30s'")

@@ -1,7 +1,7 @@
 """Reading the facts of a cluster: as much as the role may see, with a warning for what it may not.
 
 A plain LOGIN REPLICATION role gets most of it; where no SQL session is allowed at all, a replication session still
-tells version, system identifier, timeline and settings (SHOW there is not subject to pg_monitor: decision 21).
+tells version, system identifier, timeline and the settings that everybody may see.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def collect_facts(
             reader.prepare()
             facts = _cluster(reader)
         collector = _Collector(reader, warnings)
-        facts = _guarded(facts, collector, address, stop, on_sql)
+        facts = _guarded(facts, collector)
         facts = _lists(facts, collector, fingerprint_key)
         databases = _look_into_all(address, stop, on_sql, collector.databases(), warnings)
     return replace(facts, databases=databases, warnings=tuple(warnings)).bounded()
@@ -198,25 +198,20 @@ def build_target(version_text: str) -> tuple[str, str]:
     return {"mingw": "windows", "cygwin": "windows"}.get(family, family), triple.split("-")[0]
 
 
-def _guarded(
-    facts: ServerFacts, collector: _Collector, address: ServerAddress, stop: StopToken, on_sql: Callable[[str], None]
-) -> ServerFacts:
-    """Add the settings that SQL shows only to superuser and pg_read_all_settings, else by a replication session."""
-    if facts.rights.get("superuser") or facts.rights.get("pg_read_all_settings"):
-        statement = "SELECT " + ", ".join(f"current_setting('{name}')" for name in _GUARDED)
-        unknown: tuple[object, ...] = ("",) * len(_GUARDED)
-        shown = collector.topic("file locations", lambda it: it.row(statement), unknown)
-        return _with_files(facts, dict(zip(_GUARDED, map(queries.printable, shown), strict=True)))
-    grant = f"run `GRANT pg_monitor TO {quote_identifier(facts.role)};`"
-    collector.warn(f"settings that only pg_monitor may see are missing: {grant}")
-    try:
-        with connect(address, stop=stop, replication=True) as connection:
-            shown_values = _show(queries.Reader(connection, stop, on_sql), _GUARDED)
-    except (DataManagerError, psycopg.Error) as error:
-        stop.check()
-        collector.warn(f"cannot read file locations, {grant}: {_line(error)}")
+def _guarded(facts: ServerFacts, collector: _Collector) -> ServerFacts:
+    """Add the settings that only superuser and pg_read_all_settings may see."""
+    if not (facts.rights.get("superuser") or facts.rights.get("pg_read_all_settings")):
+        collector.warn(_guarded_warning(facts.role))
         return facts
-    return _with_files(facts, shown_values)
+    statement = "SELECT " + ", ".join(f"current_setting('{name}')" for name in _GUARDED)
+    unknown: tuple[object, ...] = ("",) * len(_GUARDED)
+    shown = collector.topic("file locations", lambda it: it.row(statement), unknown)
+    return _with_files(facts, dict(zip(_GUARDED, map(queries.printable, shown), strict=True)))
+
+
+def _guarded_warning(role: str) -> str:
+    grant = f"GRANT pg_monitor TO {quote_identifier(role)};"
+    return f"where the data directory and the configuration files lie is unknown, and some settings: run `{grant}`"
 
 
 def _show(reader: queries.Reader, names: tuple[str, ...]) -> dict[str, str]:
@@ -315,14 +310,21 @@ def _by_replication(
     with connect(address, stop=stop, replication=True) as connection, server_errors("read server facts"):
         reader = queries.Reader(connection, stop, on_sql)
         identifier, timeline, *_ = reader.row("IDENTIFY_SYSTEM")
-        values = _show(reader, (*_TEXTS, *_NUMBERS, *_SIZES, *_GUARDED))
+        values = _show(reader, (*_TEXTS, *_NUMBERS, *_SIZES))
         recovering = _show(reader, ("in_hot_standby",))["in_hot_standby"] == "on"
+        role = queries.printable(connection.info.user)
+        warnings = [
+            "only a replication session is admitted, so databases, roles, extensions and tablespaces are not described:"
+            f" {denied.message}. {denied.hint}"
+        ]
+        try:
+            values |= _show(reader, _GUARDED)
+        except psycopg.errors.InsufficientPrivilege:
+            # Any role may SHOW here, but not these settings (seen on 14 to 18).
+            values |= dict.fromkeys(_GUARDED, "")
+            warnings.append(_guarded_warning(role))
     facts = _from_settings(values, int(str(identifier)), int(str(timeline)), f"PostgreSQL {values['server_version']}")
-    warning = (
-        "only a replication session is admitted, so databases, roles, extensions and tablespaces are not described:"
-        f" {denied.message}. {denied.hint}"
-    )
-    facts = replace(facts, in_recovery=recovering, rights={"replication": True}, warnings=(warning,))
+    facts = replace(facts, in_recovery=recovering, role=role, rights={"replication": True}, warnings=tuple(warnings))
     return _with_files(facts, values)
 
 

@@ -10,7 +10,7 @@ import functools
 import json
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 # A record stands in every manifest, so it stays small whatever the number of databases and roles.
@@ -183,14 +183,14 @@ class ServerFacts:
             for one in self.databases[:MOST_DATABASES]
         )
         cut = replace(self, databases=databases, roles=self.roles[:MOST_ROLES], settings=self.settings[:MOST_SETTINGS])
-        while len(_encode(cut)) > most_bytes - 4096:
-            longest = max(_LISTS, key=lambda name: len(json.dumps(asdict(cut)[name])))
-            kept = getattr(cut, longest)
-            if not kept:
-                break
-            # Dict expansion: the field's name is known only here.
-            changed: dict[str, Any] = {longest: kept[: len(kept) // 2]}
-            cut = replace(cut, **changed)
+        weights = {name: [len(_text(item)) + 1 for item in getattr(cut, name)] for name in _LISTS}
+        others = len(_encode(replace(cut, **dict.fromkeys(_LISTS, ()))))  # type: ignore[arg-type]
+        # Room for the counts and warnings that are added below.
+        while others + sum(map(sum, weights.values())) > most_bytes - 4096 and any(weights.values()):
+            longest = max(weights, key=lambda name: sum(weights[name]))
+            weights[longest] = weights[longest][: len(weights[longest]) // 2]
+        kept: dict[str, Any] = {name: getattr(cut, name)[: len(weights[name])] for name in _LISTS}
+        cut = replace(cut, **kept)
         return self._with_counts(cut, databases)
 
     def _with_counts(self, cut: ServerFacts, databases: tuple[DatabaseFact, ...]) -> ServerFacts:
@@ -211,8 +211,12 @@ class ServerFacts:
 _LISTS = ("databases", "tablespaces", "settings", "roles", "warnings")
 
 
+def _text(value: object) -> str:
+    return json.dumps(value, default=vars, sort_keys=True, separators=(",", ":"))
+
+
 def _encode(facts: ServerFacts) -> bytes:
-    return json.dumps(asdict(facts), sort_keys=True, separators=(",", ":")).encode("ascii")
+    return _text(facts).encode("ascii")
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import contextlib
 import select
 import socket
 from collections.abc import Callable, Iterator
-from typing import Self
+from typing import NoReturn, Self
 
 import psycopg
 from psycopg import pq
@@ -109,20 +109,23 @@ class ReplicationSession:
                     yield data
                 elif size == 0:
                     if not wait(silence) or stopping.stopping:
-                        self._wait()
+                        self._gave_up()
                     consume()
                 else:
                     return
 
     def _wait(self, *, writing: bool = False) -> None:
         wait = _waiter(self._socket, self._stop, writing=True) if writing else self._wait_readable
-        ready = wait(self.silence_seconds)
+        if not wait(self.silence_seconds) or self._stop.stopping:
+            self._gave_up()
+
+    def _gave_up(self) -> NoReturn:
+        """Raises: Cancelled when that was asked for, else StreamBroken."""
         self._stop.check()
-        if not ready:
-            raise StreamBroken(
-                f"read from server: it said nothing for {self.silence_seconds:.0f} s",
-                hint="Check the network and the server's log, then run the command again.",
-            )
+        raise StreamBroken(
+            f"read from server: it said nothing for {self.silence_seconds:.0f} s",
+            hint="Check the network and the server's log, then run the command again.",
+        )
 
     @contextlib.contextmanager
     def _mapped(self) -> Iterator[None]:
@@ -160,7 +163,10 @@ def result_rows(result: pq.abc.PGresult) -> list[list[str | None]]:
 def error_of(result: pq.abc.PGresult) -> DataManagerError:
     """What a failed result means for the person who started the command."""
     state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
-    message = (result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"unknown error").decode(errors="replace")
+    message = (result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"").decode(errors="replace")
+    if not state:  # libpq's own words: the connection is gone
+        said = message or result.error_message.decode(errors="replace").strip() or "no reason given"
+        return StreamBroken(f"read from server: the connection was lost ({said.splitlines()[0]})")
     text = f"run on server: {message}"
     if state == "42501":
         return RightMissing(text, hint="Give the role the REPLICATION attribute: ALTER ROLE name REPLICATION;")

@@ -31,6 +31,10 @@ class TarReader:
     def feed(self, data: memoryview) -> None:
         """Take the archive's next bytes. Raises: StreamBroken for what is no tar."""
         position, end = 0, len(data)
+        if end < self._remaining:  # nearly every piece: the middle of a file
+            self._receiver.write(data)
+            self._remaining -= end
+            return
         while position < end:
             if self._remaining:
                 size = min(self._remaining, end - position)
@@ -53,7 +57,7 @@ class TarReader:
 
     def finish(self) -> None:
         """The archive is over. Raises: StreamBroken when it stopped in the middle of something."""
-        if self._remaining or self._header:
+        if self._remaining or self._padding or self._header:
             raise StreamBroken("read from server: the stream ended in the middle of a file")
 
     def _member(self, header: bytes) -> None:
@@ -62,11 +66,11 @@ class TarReader:
             return
         if self._ended:
             raise StreamBroken("read from server: data after the end of an archive")
-        if int(header[148:156].strip(b" \0") or b"0", 8) != sum(header) - sum(header[148:156]) + 8 * 32:
+        if _number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * 32:
             raise StreamBroken("read from server: a tar header is damaged")
         name = header[:100].split(b"\0", 1)[0].removeprefix(b"./").rstrip(b"/")
-        mode = int(header[100:108].strip(b" \0") or b"0", 8) & 0o7777
-        size, kind = _size(header[124:136]), header[156:157]
+        mode = _number(header[100:108]) & 0o777  # a set-user-id bit from a server is nothing to restore as root
+        size, kind = _number(header[124:136]), header[156:157]
         if kind == _DIRECTORY:
             if name and name != b".":
                 self._receiver.directory(self._prefix + name, mode)
@@ -79,7 +83,11 @@ class TarReader:
             raise StreamBroken(f"read from server: a tar member of unknown kind {kind!r}")
 
 
-def _size(octets: bytes) -> int:
+def _number(octets: bytes) -> int:
+    """A field in octal, or in base 256 where its first bit says so. Raises: StreamBroken."""
     if octets[0] & 0x80:
         return int.from_bytes(octets[1:], "big")
-    return int(octets.strip(b" \0") or b"0", 8)
+    digits = octets.strip(b" \0") or b"0"
+    if not digits.isdigit() or max(digits) > 0x37:
+        raise StreamBroken("read from server: a tar header is damaged")
+    return int(digits, 8)

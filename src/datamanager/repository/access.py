@@ -95,7 +95,7 @@ def read_config(storage: Storage) -> dict[str, Any]:
             raise ValueError("repository id")
     except ObjectMissing as error:
         raise NotARepository(f"open repository: {storage.url} holds none") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise IntegrityError("open repository: its config is damaged") from error
     if number > FORMAT or incompatible:
         raise FormatUnsupported(f"open repository: format {number} {incompatible} is newer than this program")

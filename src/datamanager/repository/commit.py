@@ -12,12 +12,13 @@ from typing import Any
 
 import zstandard
 
-from datamanager.base.errors import DataManagerError, IntegrityError
+from datamanager.base.errors import DataManagerError, IntegrityError, ObjectExists
 from datamanager.base.pipeline import StopToken, TaskGroup
 from datamanager.repository.format import Kind, manifest_keys, meta_keys, pack_key
 from datamanager.repository.layer import LayerBuilder
 from datamanager.repository.lease import Lease
 from datamanager.repository.manifest import LayerReference, Manifest
+from datamanager.repository.objects import UNREADABLE
 from datamanager.repository.pack import NO_FINGERPRINT
 from datamanager.repository.pack_stream import PackStream
 from datamanager.repository.repository import Repository
@@ -79,6 +80,28 @@ def publish(repository: Repository, lease: Lease, manifest: Manifest) -> None:
             with contextlib.suppress(DataManagerError):
                 storage.delete(key)
         raise
+
+
+def complete_manifests(repository: Repository, own: Lease) -> list[str]:
+    """Write the copies of manifests that are missing: a commit was cut between its two copies, or one was lost.
+
+    Does nothing while anybody else is at work, for a running commit puts its copies one after the other.
+    Returns: the keys written. Raises: StoreError.
+    """
+    storage = repository.storage
+    present = {one.key for folder in ("manifests/", "manifests-b/") for one in storage.list(folder)}
+    pairs = [(name, *manifest_keys(name)) for name in repository.backup_ids()]
+    alone = [(name, *((a, b) if b in present else (b, a))) for name, a, b in pairs if (a in present) != (b in present)]
+    if not alone or repository.live_leases(own):
+        return []
+    written = []
+    for name, missing, twin in alone:
+        with contextlib.suppress(*UNREADABLE, ObjectExists):
+            _, sealed = repository.objects.get_small(Kind.MANIFEST, f"manifests/{name}", [twin])
+            storage.put(missing, [sealed])
+            written.append(missing)
+    storage.barrier()
+    return written
 
 
 def require_objects(repository: Repository, manifest: Manifest) -> None:

@@ -107,7 +107,7 @@ class Manifest:
             given["tablespaces"] = [Tablespace(**one) for one in value["tablespaces"]]
             given["checksum_failures"] = [ChecksumFailure(**one) for one in value["checksum_failures"]]
             manifest = cls(**given)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise IntegrityError(f"read {name}: malformed manifest ({error})") from error
         if not BACKUP_ID.match(manifest.backup) or not 1 <= len(manifest.layers) <= MAX_LAYERS:
             raise IntegrityError(f"read {name}: malformed manifest")
