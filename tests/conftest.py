@@ -26,6 +26,7 @@ from tests.servers import (
     select,
 )
 from tests.servers.binaries import find
+from tests.servers.leftovers import clear_leftovers
 
 TESTING_PAGE = Path(__file__).resolve().parent.parent / "docs" / "testing.md"
 DEFAULT_VERSION = str(MAJORS[-1])
@@ -51,6 +52,12 @@ def may_skip_in_ci() -> frozenset[str]:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add ``--slow``."""
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """End what killed test runs have left running; once, not in each worker of pytest-xdist."""
+    if not hasattr(session.config, "workerinput"):
+        clear_leftovers()
 
 
 def pytest_report_header() -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,10 @@ import pytest
 
 from tests.conftest import NewServer
 from tests.servers import ProgramFailed, Proxy, Server, select
+from tests.servers.leftovers import clear_leftovers
+from tests.servers.processes import is_alive
+
+CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
@@ -71,6 +77,19 @@ def test_a_server_killed_in_the_middle_recovers_its_committed_rows(new_server: N
     server.start()
     assert server.value("select count(*) from kept") == 1000
     assert "not properly shut down" in server.log
+
+
+def test_a_server_of_a_killed_run_is_cleared_away_and_a_living_one_s_is_not(server: Server) -> None:
+    program = "import os; from tests.servers import create; print(create().folder, flush=True); os._exit(1)"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    folder = Path(done.stdout.strip())
+    pid = int((folder / "data" / "postmaster.pid").read_text().split("\n", 1)[0])
+    assert is_alive(pid)
+    assert folder in clear_leftovers()
+    assert not is_alive(pid)
+    assert not folder.exists()
+    assert server.value("select 1") == 1
 
 
 def test_a_server_that_cannot_start_shows_its_log(new_server: NewServer) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.disaster.command import CommandLine
 from tests.disaster.scene import Office, fill
 from tests.servers import BinariesMissing, Server, binaries, create, make_folder, remove_folder
 
@@ -69,3 +70,9 @@ def _make(version: str) -> Scene:
     fill(server, "scans", 44)
     server.sql("checkpoint")
     return Scene(server, office, first, place)
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> CommandLine:
+    """The command line with an empty home."""
+    return CommandLine(tmp_path / "home")

@@ -26,7 +26,7 @@ HBA_LINE = "# this line of pg_hba.conf is the practice's own"
 CONF_LINE = "# this line of postgresql.conf is the practice's own"
 
 
-def make_cluster(server: Server, *, megabytes: int = 24) -> None:
+def make_cluster(server: Server, *, megabytes: int = 10) -> None:
     """Roles, grants, odd names, two tablespaces, large objects, unlogged tables, a database copied by files."""
     with server.connect() as connection:
         for name, folder in SPACES.items():
@@ -78,9 +78,9 @@ def _fill(connection: psycopg.Connection[Any], megabytes: int) -> None:
     connection.execute(sql.SQL("delete from {} where n % 7 = 0").format(table))
     connection.execute("create table wide (n int primary key, body text)")
     connection.execute("alter table wide alter body set storage external")
-    connection.execute("insert into wide select n, repeat(md5(n::text), 800) from generate_series(1, 150) n")
+    connection.execute("insert into wide select n, repeat(md5(n::text), 800) from generate_series(1, 80) n")
     connection.execute("create unlogged table scratch as select generate_series(1, 1000) n")
-    connection.execute("create unlogged table scratch_fast tablespace {} as select 1 n".replace("{}", '"fast ""ä"" 1"'))
+    connection.execute(sql.SQL("create unlogged table scratch_fast tablespace {} as select 1 n").format(fast))
     connection.execute("create table parted (day date, n int) partition by range (day)")
     for month in range(1, 5):
         connection.execute(
@@ -106,11 +106,11 @@ def digests(dsn: str, databases: list[str]) -> Digests:
 
 
 def cluster_facts(dsn: str) -> Mapping[str, object]:
-    """What a restore must bring back beside the tables: roles, memberships, grants, tablespaces, extensions, settings."""
+    """What a restore must bring back beside tables: roles, memberships, grants, tablespaces, extensions, settings."""
     queries = {
         "roles": "select rolname, rolcanlogin, rolcreatedb, rolvaliduntil::text, rolpassword from pg_authid order by 1",
         "members": "select roleid::regrole::text, member::regrole::text from pg_auth_members order by 1, 2",
-        "role settings": "select setdatabase > 0, setrole::regrole::text, setconfig from pg_db_role_setting order by 2, 3",
+        "role settings": "select setdatabase, setrole::regrole::text, setconfig from pg_db_role_setting order by 2, 3",
         "tablespaces": "select oid, spcname, spcowner::regrole::text from pg_tablespace order by 1",
         "databases": "select datname, datdba::regrole::text, dattablespace, datacl::text from pg_database order by 1",
     }

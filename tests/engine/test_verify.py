@@ -195,7 +195,7 @@ def test_a_deleted_backup_is_not_judged_and_its_packs_count_as_unreferenced(repo
     assert result.unreferenced_packs == [newer]
 
 
-# -- twins ----------------------------------------------------------------------------------------------------------
+# -- twins -----------------------------------------------------------------------------------------------------------
 
 
 def twins(repository: Repository) -> Iterator[tuple[str, str]]:
@@ -248,7 +248,7 @@ def test_copies_that_are_whole_but_differ_are_found(repository: Repository) -> N
     assert damage == Damage(first, f"it differs from its second copy {second}", [name], redundant=True)
 
 
-# -- the line of manifests --------------------------------------------------------------------------------------------
+# -- the line of manifests -------------------------------------------------------------------------------------------
 
 
 def three_backups() -> Repository:
@@ -300,7 +300,7 @@ def test_objects_that_do_not_belong_there_are_named(repository: Repository) -> N
     assert sorted(result.warnings) == sorted(f"{key} does not belong to the repository" for key in strangers)
 
 
-# -- every byte of every object ---------------------------------------------------------------------------------------
+# -- every byte of every object --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -369,7 +369,7 @@ def test_a_config_that_only_looks_the_same_is_found(repository: Repository) -> N
     assert only_damage(verify(repository, PRESENT)).key == "config"
 
 
-# -- stores that fail ---------------------------------------------------------------------------------------------------
+# -- stores that fail ------------------------------------------------------------------------------------------------
 
 
 def failing(repository: Repository, fails: Callable[[Call], Exception | None]) -> Repository:

@@ -92,8 +92,15 @@ def test_a_key_file_reads_back_with_any_line_end() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"hello", b"datamanager-key-1\n", b"datamanager-key-2\n" + b"0" * 64, b"datamanager-key-1\n" + b"z" * 64]
-    + [b"\xff" * 100, b"datamanager-key-1\n" + b"0" * 63],
+    [
+        b"",
+        b"hello",
+        b"\xff" * 100,
+        b"datamanager-key-1\n",
+        b"datamanager-key-2\n" + b"0" * 64,
+        b"datamanager-key-1\n" + b"z" * 64,
+        b"datamanager-key-1\n" + b"0" * 63,
+    ],
 )
 def test_a_file_that_is_no_key_file_is_a_wrong_secret(content: bytes) -> None:
     with pytest.raises(WrongSecret, match="read key file"):

@@ -88,18 +88,18 @@ def can_enter(folder: Path) -> bool:
     return True
 
 
+def folder_roots() -> list[Path]:
+    """Return where temporary folders may be made, the best place first."""
+    roots = [Path(tempfile.gettempdir()), Path("/tmp")]
+    return [root for root in roots if root.is_dir() and can_enter(root) and len(str(root)) <= 40] or roots[:1]
+
+
 def make_folder(purpose: str) -> Path:
     """Make a temporary folder with a short path that the servers' account owns; the caller removes it.
 
     Short, because a socket's path may have 107 bytes on Linux and 103 on macOS, where the usual folder is long already.
     """
-    roots = [Path(tempfile.gettempdir()), Path("/tmp")]
-    for root in roots:
-        if root.is_dir() and can_enter(root) and len(str(root)) <= 40:
-            break
-    else:
-        root = roots[0]
-    folder = Path(tempfile.mkdtemp(prefix=f"dm-{purpose}-", dir=root))
+    folder = Path(tempfile.mkdtemp(prefix=f"dm-{purpose}-", dir=folder_roots()[0]))
     folder.chmod(0o755)
     hand_over(folder)
     return folder

@@ -16,6 +16,7 @@ import psycopg
 
 from tests.servers.account import can_enter, hand_over, make_folder, process_options, remove_folder
 from tests.servers.binaries import binaries, major_of
+from tests.servers.leftovers import sign
 from tests.servers.load import LONGEST_SECONDS, Load
 from tests.servers.processes import ProgramFailed, environment, free_port, is_alive, run_program
 
@@ -56,6 +57,7 @@ class Server:
         self.port = free_port()
         self.start_config = dict(start_config or {})
         self.log_file = folder / "server.log"
+        sign(folder)
 
     # -- connections ---------------------------------------------------------------------------------------------------
 

@@ -35,6 +35,8 @@ _GAP_BYTES = 256 << 10  # 2 ms of a hard disk: reading over a gap is cheaper tha
 _RUN_CHUNKS = 16  # 4 MiB a write
 _OPEN_FILES = 32  # a thread
 
+TABLESPACE_MAP = b"tablespace_map"
+
 I64 = npt.NDArray[np.int64]
 
 
@@ -77,6 +79,8 @@ class _Layout:
 
     def add(self, entry: FileEntry) -> None:
         """Make a file or directory and remember its rows. Raises: OSError."""
+        if entry.path == TABLESPACE_MAP:
+            return  # it would attach the restored server to the original tablespaces (PostgreSQL decision 1)
         path = self._destination.place(entry.path)
         if entry.kind is FileKind.DIRECTORY:
             os.makedirs(path, mode=0o700, exist_ok=True)  # noqa: PTH103 - hot and plain

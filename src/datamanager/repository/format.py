@@ -27,6 +27,7 @@ MAX_SMALL_OBJECT_BYTES = 4 << 20
 MAX_LAYERS = 8
 MAX_SLOTS = 16
 MAX_PATH_BYTES = 1024
+MAX_PAGES_PER_FILE = 1 << 32
 PADDING_BYTES = 64 << 10
 ZERO_PACK = 0xFFFF_FFFF  # the pack number of a row whose pages are zeros
 

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datamanager.base.errors import IntegrityError
-from datamanager.repository.format import MAX_PATH_BYTES, META_CHUNK_BYTES, ZERO_PACK
+from datamanager.repository.format import MAX_PAGES_PER_FILE, MAX_PATH_BYTES, META_CHUNK_BYTES, ZERO_PACK
 
 _BLOCK = Struct("<IIII")
 _CONTINUES = 1
@@ -278,10 +278,11 @@ def _to_distances(values: U32, pages: U32, counts: U32) -> U32:
     return distances
 
 
-def _from_distances(distances: U32, pages: U32, counts: U32) -> U32:
-    if not len(distances):
-        return distances
+def _from_distances(distances: U32, pages: U32, counts: U32) -> npt.NDArray[np.int64]:
+    """Absolute values, not reduced modulo 2^32: rising and disjoint within a file by construction."""
     steps = distances.astype(np.int64)
+    if not len(distances):
+        return steps
     steps[1:] += pages[:-1]
     starts = np.cumsum(counts, dtype=np.int64) - counts
     starts = starts[counts > 0]
@@ -290,7 +291,8 @@ def _from_distances(distances: U32, pages: U32, counts: U32) -> U32:
     base = np.zeros(len(starts), np.int64)
     base[1:] = total[starts[1:] - 1]
     lengths = np.diff(np.append(starts, len(distances)))
-    return (total - np.repeat(base, lengths)).astype(np.uint32)
+    result: npt.NDArray[np.int64] = total - np.repeat(base, lengths)
+    return result
 
 
 def _encode_index(paths: list[bytes]) -> list[bytes]:
@@ -347,10 +349,13 @@ def decode_block(data: bytes, packs: int) -> tuple[list[FileEntry], bool]:
         raise malformed
     first, pages, pack, place = (column("<u4", rows).astype(np.uint32) for _ in range(4))
     counts32 = counts.astype(np.uint32)
-    first = _from_distances(first, pages, counts32)
-    place = _from_distances(place, pages, counts32)
-    if rows and bool(np.any((pack >= packs) & (pack != ZERO_PACK))):
+    firsts = _from_distances(first, pages, counts32)
+    if rows and bool(np.any((pack >= packs) & (pack != ZERO_PACK)) or pages.min() == 0):
         raise malformed
+    if rows and int((firsts + pages).max()) > MAX_PAGES_PER_FILE:
+        raise malformed
+    first = firsts.astype(np.uint32)
+    place = (_from_distances(place, pages, counts32) & 0xFFFF_FFFF).astype(np.uint32)
     entries = []
     end = 0
     for number in range(files):
@@ -410,6 +415,8 @@ class LayerReader:
             if continues != expected and (number > start or number == 0):
                 raise IntegrityError("read layer: malformed sequence of blocks")
             if continues and not pending:
+                if number == 0:
+                    raise IntegrityError("read layer: malformed sequence of blocks")
                 entries = entries[1:]  # began in a block that was not asked for
             for entry in entries:
                 if pending and entry.path == pending[0].path:
@@ -468,6 +475,8 @@ def compose(entries: Sequence[FileEntry], page_size: int) -> FileEntry | None:
     Returns: None if the newest layer that knows the file says it is gone. Pages that no layer gives are zeros.
     """
     newest = entries[-1]
+    if newest.size > MAX_PAGES_PER_FILE * page_size:
+        raise IntegrityError(f"read layer: impossible size of {newest.path[:80]!r}")
     if newest.flags & FileFlag.GONE:
         return None
     if len(entries) == 1 or newest.kept == 0:
