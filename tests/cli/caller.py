@@ -16,8 +16,11 @@ from typing import Any
 from unittest import mock
 
 from datamanager.cli import main
+from datamanager.config.model import ClusterConfig
 
 PASSPHRASE = "open sesame, said the clinic"
+_DOCUMENTED = (Path(__file__).resolve().parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+_OPTIONS = set(ClusterConfig.model_fields)
 HOME = "DATAMANAGER_HOME"
 
 
@@ -76,8 +79,10 @@ class Installation:
         return done
 
     def result(self, *words: str | Path) -> dict[str, Any]:
-        """The result of a command that must succeed."""
-        return self.ok(*words, "--json").last
+        """The result of a command that must succeed; its fields are those that docs/cli.md promises."""
+        found = self.ok(*words, "--json").last
+        assert not [name for name in found if f"`{name}`" not in _DOCUMENTED and name not in _OPTIONS]
+        return found
 
     def start(self, *words: str | Path, **options: Any) -> subprocess.Popen[str]:
         """Start a command in a process of its own; the caller waits for it."""

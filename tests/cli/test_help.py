@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tools import cli_reference
 
 from datamanager.base.errors import DataManagerError
 from datamanager.cli.main import run
 from datamanager.cli.session import WITH_WARNINGS
-from tools import cli_reference
+from datamanager.cli.table import COMMANDS
 
 HEAVY = ("numpy", "pydantic", "sqlalchemy", "psycopg", "rich", "cryptography", "zstandard", "tomlkit")
 WORDS = [words.split()[1:] for words, _ in cli_reference.commands()]
@@ -33,6 +35,16 @@ def test_help_loads_none_of_the_heavy_libraries(words: list[str]) -> None:
     loaded = loaded_by([*words, "--help"])
     assert "click" in loaded
     assert not loaded & set(HEAVY)
+
+
+def test_every_module_that_loads_late_exists() -> None:
+    folder = Path(cli_reference.__file__).resolve().parent.parent / "src" / "datamanager" / "cli"
+    named = {
+        name for file in folder.glob("*.py") for name in re.findall(r'lazy\("([\w.]+)"\)', file.read_text("utf-8"))
+    }
+    assert len(named) > 8
+    for name in [*named, *(entry.module for entry in COMMANDS.values())]:
+        assert importlib.util.find_spec(name) is not None, name
 
 
 @pytest.mark.parametrize("words", WORDS, ids=" ".join)

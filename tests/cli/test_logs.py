@@ -35,9 +35,12 @@ def test_the_newest_ten_logs_of_each_command_stay(installation: Installation) ->
     assert len([name for name in names if name.startswith("cluster-list-")]) == 1
 
 
-def test_the_log_of_a_backup_names_what_was_said_to_the_server(clinic: Installation) -> None:
-    log = next(path for path in clinic.logs() if path.name.startswith("backup-run-")).read_text(encoding="utf-8")
-    for said in ("CREATE_REPLICATION_SLOT", "BASE_BACKUP (LABEL 'the first one'", "FROM pg_settings", "result: Backup"):
+def test_the_log_of_a_backup_names_what_was_said_to_the_server(installation: Installation, server: Server) -> None:
+    installation.init()
+    installation.ok("cluster", "add", "clinic", server.dsn)
+    installation.ok("backup", "run", "clinic", "--name", "it's night")
+    log = next(path for path in installation.logs() if path.name.startswith("backup-run-")).read_text(encoding="utf-8")
+    for said in ("CREATE_REPLICATION_SLOT", "BASE_BACKUP (LABEL 'it''s night'", "FROM pg_settings", "result: Backup"):
         assert said in log
     assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z started: datamanager backup run\n", log)
 

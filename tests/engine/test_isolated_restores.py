@@ -90,7 +90,7 @@ def test_a_tablespace_in_use_is_refused_as_a_place_and_nothing_is_written(new_se
     target = works.folder / "restored"
     identity = {one.location: Path(one.location) for one in manifest.tablespaces}
     for mapping in ({}, identity):
-        with pytest.raises(TargetUnfit, match="not empty and holds a tablespace in use") as refused:
+        with pytest.raises(TargetUnfit, match="is not empty; it holds a tablespace") as refused:
             works.plan(manifest, target, mapping)
         assert "--tablespace-map" in refused.value.hint
     assert not target.exists()

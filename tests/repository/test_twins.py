@@ -192,6 +192,20 @@ def test_a_damaged_pack_is_stored_anew_by_the_next_backup(repository: Repository
     assert backup(reopen(repository), cluster).manifest.bytes_reused > 0
 
 
+def test_a_pack_on_a_bad_sector_is_tried_once_and_not_for_every_chunk(repository: Repository) -> None:
+    (bad,) = keys(repository.storage, "packs/")
+
+    def hook(call: Call) -> None:
+        if call.key == bad and call.method == "get":
+            raise StoreUnavailable(f"get {call.key}: input/output error")
+
+    faulty = FaultyStorage(repository.storage, hook=hook)
+    result = backup(reopen(repository, faulty), make_cluster(pages=6, tables=2))
+    assert result.manifest.bytes_reused == 0
+    # Two threads compress, so the second may ask once more before the first knows.
+    assert sum(call.key == bad and call.method == "get" for call in faulty.calls) <= 2
+
+
 def test_strange_files_in_the_folders_are_ignored(repository: Repository) -> None:
     for key in ("packs/Thumbs.db", "packs/00/desktop.ini", "manifests/copy", "packs/00/" + "11" * 16):
         repository.storage.put(key, [b"?"])

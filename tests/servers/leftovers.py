@@ -1,4 +1,4 @@
-"""Servers and folders of test runs that were killed: each folder names its owner, and the next run clears the dead ones'."""
+"""Servers of test runs that were killed: each folder names its owner, and the next run clears those of dead owners."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ def _owner_lives(folder: Path) -> bool:
         return True
     try:
         # A number is given to another process sooner or later, the time of its start is not.
-        return abs(psutil.Process(owner["pid"]).create_time() - owner["started"]) < 1
+        return bool(abs(psutil.Process(owner["pid"]).create_time() - owner["started"]) < 1)
     except psutil.NoSuchProcess:
         return False
 
 
 def _kill_processes_in(folder: Path) -> None:
-    """Kill what runs on a data directory in ``folder``, the postmaster first."""
+    """Kill the server that has its socket in ``folder``."""
     running = []
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        if any(word == str(folder) or word.startswith(f"{folder}{os.sep}") for word in words):
+        # The socket's folder is among the words, also of a server whose data directory is elsewhere.
+        if any(str(folder) in word for word in words):
             running.append(process)
     for process in running:
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):

@@ -101,6 +101,7 @@ def verify(
     """Read what is stored. Args: backups - as people name them; empty for all. Raises: as ``opened``; NotFound."""
     found = choose(context, named, None)
     with opened(context, found, unlocking) as repository:
+        refresh_files(context, repository)
         wanted = [repository.find(one).backup for one in backups] or None
         options = VerifyOptions(depth, sample_percent, wanted, processors())
         return found.title, verify_repository(repository, options, context.stop, context.listener)

@@ -8,13 +8,14 @@ from pathlib import Path
 from datamanager.app.addresses import address_of, local_directory
 from datamanager.app.context import Context
 from datamanager.base.errors import ConfigurationError, UsageError
-from datamanager.base.events import Executed, PhaseStarted
+from datamanager.base.events import Executed, PhaseStarted, Warned
 from datamanager.config.conninfo import check_conninfo
 from datamanager.config.home import Home, inside
 from datamanager.config.model import ClusterConfig
 from datamanager.config.names import check_name
 from datamanager.config.store import option_names
 from datamanager.postgres.facts import ServerFacts, collect_facts
+from datamanager.postgres.preflight import Severity, check_backup_source
 
 _NO_KEY = bytes(32)  # facts that are only shown, never compared
 
@@ -50,6 +51,7 @@ def add(context: Context, options: ClusterOptions) -> ServerFacts | None:
     )
     facts = look(context, cluster) if options.check else None
     if facts is not None:
+        _warn_of_obstacles(context, cluster)
         check_home_outside(context.home, local_directory(address_of(cluster), facts.data_directory))
     editor = context.edit()
     section = ("clusters", options.name)
@@ -60,6 +62,13 @@ def add(context: Context, options: ClusterOptions) -> ServerFacts | None:
         editor.set((*section, "password_file"), str(password_file))
     editor.save()
     return facts
+
+
+def _warn_of_obstacles(context: Context, cluster: ClusterConfig) -> None:
+    """Say now what will stand in the way of the first backup."""
+    for finding in check_backup_source(address_of(cluster), context.stop):
+        if finding.severity is not Severity.ADVICE:
+            context.listener(Warned(f"{finding.sentence} {finding.remedy}".rstrip()))
 
 
 def look(context: Context, cluster: ClusterConfig, fingerprint_key: bytes = _NO_KEY) -> ServerFacts:

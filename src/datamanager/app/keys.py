@@ -8,6 +8,7 @@ from pathlib import Path
 from datamanager import __version__
 from datamanager.app.context import Context
 from datamanager.app.opening import Unlocking, check_key_outside, locate, opened
+from datamanager.app.repository_files import refresh_files
 from datamanager.base.errors import UsageError, WrongSecret
 from datamanager.base.units import Secret
 from datamanager.config.secret_files import write_secret_file
@@ -47,6 +48,7 @@ def new_kit(context: Context, named: str, unlocking: Unlocking, *, replace: bool
     with opened(context, found, unlocking) as repository:
         _require_encrypted(repository, "print kit")
         older = [one for one in access.slots(repository.storage) if one.kind is SlotKind.RECOVERY_CODE]
+        refresh_files(context, repository, warn=False)
         code = SlotSecret.new_recovery_code()
         slot = access.add_slot(repository.storage, repository.ring, code, "recovery code")
         if replace:
@@ -61,6 +63,7 @@ def same_kit(context: Context, named: str, code_file: Path) -> KitPage:
     unlocking = Unlocking(recovery_code_file=code_file)
     code = unlocking.given()
     with opened(context, found, unlocking) as repository:
+        refresh_files(context, repository, warn=False)
         for slot in access.slots(repository.storage):
             if code is not None and slot.kind is SlotKind.RECOVERY_CODE and _opens(slot, code):
                 return kit_page(context, repository, found.title, slot, code)

@@ -20,7 +20,7 @@ from datamanager.storage.base import Storage
 
 README, RESCUE, WHEELS = "README.txt", "rescue.py", "wheels/"
 _MAX_BYTES = 1 << 20
-_KEPT = re.compile(r"^The printed kit was to be kept here: (.+)$", re.MULTILINE)
+_KEPT = re.compile(r"kept here:\s*(\S[^\n]*)")
 _REPLACED = (
     "rescue.py in the repository was not this release's and was replaced; print a new recovery kit with "
     "`datamanager repo kit`, because the SHA-256 on the old one is that of another rescue.py"
@@ -38,8 +38,10 @@ def write_files(repository: Repository, *, kept_where: str, wheels: bool) -> Non
     storage.barrier()
 
 
-def refresh_files(context: Context, repository: Repository) -> None:
+def refresh_files(context: Context, repository: Repository, *, warn: bool = True) -> None:
     """Replace what this release or the latest backup made out of date.
+
+    Args: warn - say that rescue.py was replaced; not where a kit with the new SHA-256 is just being made.
 
     A repository that cannot be written is left as it is, with a warning. Raises: StoreError.
     """
@@ -47,18 +49,24 @@ def refresh_files(context: Context, repository: Repository) -> None:
     try:
         wheels = any(storage.list(WHEELS))
         before = _text(storage, README)
-        kept = _KEPT.search(before.decode(errors="replace")) if before else None
-        readme = _readme(repository, newest_by_cluster(repository), kept[1] if kept else "", wheels=wheels)
+        readme = _readme(repository, newest_by_cluster(repository), _kept_where(before or b""), wheels=wheels)
         changed = _replace(storage, README, before, readme.encode())
         if _replace(storage, RESCUE, _text(storage, RESCUE), rescue_script()):
             changed = True
-            context.listener(Warned(_REPLACED))
+            if warn:
+                context.listener(Warned(_REPLACED))
         if wheels:
             changed |= _put_wheels(storage)
         if changed:
             storage.barrier()
     except (StoreDenied, StoreFull) as error:
         context.listener(Warned(f"README.txt and rescue.py in the repository are not up to date: {error.message}"))
+
+
+def _kept_where(readme: bytes) -> str:
+    """Where the kit is kept, as the README says; only there, for other computers write it anew as well."""
+    found = _KEPT.search(readme.decode(errors="replace"))
+    return found[1].strip("_ ") if found else ""
 
 
 def newest_by_cluster(repository: Repository) -> list[Manifest]:

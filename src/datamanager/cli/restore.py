@@ -144,5 +144,7 @@ def _fields(plan: RestorePlan) -> dict[str, Any]:
         **backup_text.fields(plan.manifest),
         "target": str(plan.options.target),
         "tablespace_directories": {str(oid): str(path) for oid, path in plan.links.items()},
-        "volumes_needed": [{"path": str(one.path), "need": one.need, "free": one.free} for one in plan.volumes],
+        "volumes_needed": [
+            {"path": str(one.path), "need_bytes": one.need, "free_bytes": one.free} for one in plan.volumes
+        ],
     }

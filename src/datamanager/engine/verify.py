@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Literal
 
 from datamanager.base.errors import DataManagerError, NotFound, StoreDenied, StoreFull, UsageError
@@ -209,7 +209,7 @@ class _Run:
         found: dict[tuple[object, ...], _Layer] = {}
         for name, one in stored.items():
             for reference in one.manifest.layers:
-                key = (tuple(reference.spans), reference.blocks, reference.table, reference.index)
+                key = (tuple(reference.spans), *astuple(reference)[1:], one.manifest.page_size)
                 layer = found.setdefault(key, _Layer(reference, one.manifest.page_size, set()))
                 layer.backups.add(name)
         self._layers = list(found.values())

@@ -124,6 +124,7 @@ def prepare_clone(
         **_limits(limits, senders=hot_standby and bool(recovery)),
         **(settings or {}),
         **_isolation(major, kept),
+        **_for_in_place_tablespaces(data_directory),
         **({"hot_standby": "on" if hot_standby else "off"} if recovery else {}),
         **(recovery or {}),
         **_write_files(side_directory, account),
@@ -234,6 +235,13 @@ def _isolation(major: int, libraries: tuple[str, ...]) -> dict[str, str]:
     if major >= 17:
         options |= {"summarize_wal": "off", "sync_replication_slots": "off", "event_triggers": "off"}
     return options
+
+
+def _for_in_place_tablespaces(data_directory: Path) -> dict[str, str]:
+    """Recovery panics at a tablespace that is a folder of pg_tblspc unless this is on (15 and later have them)."""
+    folder = data_directory / "pg_tblspc"
+    inside = folder.is_dir() and any(one.is_dir() and not one.is_symlink() for one in folder.iterdir())
+    return {"allow_in_place_tablespaces": "on"} if inside and sys.platform != "win32" else {}
 
 
 def _write_files(side_directory: Path, account: Account) -> dict[str, str]:

@@ -24,7 +24,7 @@ from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq.abc import PGconn
 
-from datamanager.base.errors import ConfigurationError, DataManagerError, ServerUnreachable
+from datamanager.base.errors import ConfigurationError, DataManagerError, ServerError, ServerUnreachable
 from datamanager.base.pipeline import StopToken
 from datamanager.base.units import Secret
 from datamanager.postgres.connection_errors import Refusal, error_of_query, error_of_refusal
@@ -38,6 +38,8 @@ KEEPALIVES: Mapping[str, str] = {
     "keepalives_count": "3",
     "tcp_user_timeout": "60000",
 }
+# How long a server may take to react to a cancel request, and the request itself to be made.
+_CANCEL_SECONDS = 3
 # Parameters that never appear in a message or a repr.
 _SECRET_PARAMETERS = ("password", "sslpassword", "oauth_client_secret")
 # PQERRORS_VERBOSE and PQERRORS_DEFAULT of libpq-fe.h.
@@ -113,7 +115,7 @@ def connect(
         except ServerUnreachable as error:
             failures.append(error)
             continue
-        return _session(pgconn, replication)
+        return _session(pgconn, replication, stop)
     if len(failures) == 1:
         raise failures[0]
     raise ServerUnreachable("; ".join(dict.fromkeys(failure.message for failure in failures)), hint=failures[-1].hint)
@@ -134,23 +136,29 @@ def server_errors(doing: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def cancelled_by(stop: StopToken, connection: psycopg.Connection[tuple[object, ...]]) -> Iterator[None]:
-    """Cancel the statement that runs on ``connection`` as soon as stopping is asked for; then Cancelled is raised."""
+    """Cancel the statement that runs on ``connection`` as soon as stopping is asked for; then Cancelled is raised.
+
+    Where the server does not react in time, for the network is dead, the connection is hung up.
+    """
     ended, end = socket.socketpair()
 
     def watch() -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(ended, selectors.EVENT_READ)
             selector.register(stop.fileno(), selectors.EVENT_READ)
-            finished = any(key.fileobj is ended for key, _ in selector.select())
-        if not finished:
+            if any(key.fileobj is ended for key, _ in selector.select()):
+                return
             with contextlib.suppress(psycopg.Error):
-                connection.cancel_safe(timeout=3)
+                connection.cancel_safe(timeout=_CANCEL_SECONDS)
+            selector.unregister(stop.fileno())
+            if not selector.select(_CANCEL_SECONDS):
+                hang_up(connection)
 
     watcher = threading.Thread(target=watch, name="cancel on stop", daemon=True)
     watcher.start()
     try:
         yield
-    except psycopg.Error:
+    except (psycopg.Error, ServerError):
         stop.check()
         raise
     finally:
@@ -158,6 +166,15 @@ def cancelled_by(stop: StopToken, connection: psycopg.Connection[tuple[object, .
         watcher.join()
         end.close()
         ended.close()
+
+
+def hang_up(connection: psycopg.Connection[tuple[object, ...]]) -> None:
+    """Make whoever waits on this connection fail at once, from any thread."""
+    with (
+        contextlib.suppress(OSError, psycopg.Error),
+        socket.socket(fileno=socket.dup(connection.fileno())) as own,
+    ):
+        own.shutdown(socket.SHUT_RDWR)
 
 
 def _session_parameters(
@@ -308,14 +325,15 @@ def _decoded(pgconn: PGconn, name: str) -> str:
     return bytes(value).decode("utf-8", "replace")
 
 
-def _session(pgconn: PGconn, replication: bool) -> psycopg.Connection[tuple[object, ...]]:
+def _session(pgconn: PGconn, replication: bool, stop: StopToken | None) -> psycopg.Connection[tuple[object, ...]]:
     """The connected session as psycopg's object, prepared so that nobody's schema can shadow a function we call."""
     connection: psycopg.Connection[tuple[object, ...]] = psycopg.Connection(pgconn)
     connection.autocommit = True
     connection.prepare_threshold = None
     if not replication:
         try:
-            with server_errors("prepare session"):
+            watched = contextlib.nullcontext() if stop is None else cancelled_by(stop, connection)
+            with watched, server_errors("prepare session"):
                 connection.execute("SELECT pg_catalog.set_config('search_path', '', false)")
         except BaseException:
             connection.close()

@@ -1,7 +1,7 @@
 """A server on this machine, started on a data directory, waited for, and stopped so that no process is left.
 
 pg_ctl does the starting: it gives up an administrator's privileges on Windows, and it sees a server that dies before
-it is ready. Recovery may take hours, so the wait has no end of its own; a StopToken or ``limit_seconds`` ends it.
+it is up. Recovery may take hours, so the wait has no end of its own; a StopToken or ``limit_seconds`` ends it.
 """
 
 from __future__ import annotations
@@ -32,12 +32,16 @@ StopMode = Literal["smart", "fast", "immediate"]
 _SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
 # A year: pg_ctl counts tenths of a second in 32 bits, so "for ever" must stay below 2**31 / 10.
 _UNLIMITED_SECONDS = 365 * 86400
+_LOOK_SECONDS = 0.1
+# Source: src/include/utils/pidfile.h, LOCK_FILE_LINE_PM_STATUS (counted from 0 here).
+_STATUS_LINE = 7
 _LOG_TAIL_BYTES = 64 * 1024
 # Between its birth and its postmaster.pid a server only reads its configuration.
 _BIRTH_SECONDS = 3.0
 
 _HINTS = (
-    (r"Address already in use|could not bind|could not create any", "Choose a port and a socket folder nobody uses."),
+    (r"Address already in use|could not bind|could not create any|using socket file",
+     "Choose a port and a socket folder nobody uses."),
     (r"lock file \"postmaster.pid\" already exists|is another postmaster", "Stop the server of that data directory."),
     (r"recovery ended before configured recovery target", "The target lies beyond the WAL at hand: choose an earlier."),
     (r"could not locate required checkpoint record|invalid checkpoint record", "WAL of the backup is missing."),
@@ -105,19 +109,23 @@ class LocalServer:
         self._refuse_long_socket_path()
         if self.is_running:
             raise Busy(f"start server: one works on {self.data_directory} already", hint="Stop it first.")
+        deadline = time.monotonic() + (_UNLIMITED_SECONDS if limit_seconds is None else limit_seconds)
         with self._open_log() as log:
             said_before = log.seek(0, os.SEEK_END)
             try:
                 done = self._pg_ctl_start(stop, log.fileno(), limit_seconds)
+                ready = done.status == 0 and self._becomes_ready(stop, deadline)
             except BaseException:
                 self._end_newborn()
                 raise
-        if done.status != 0:
+        if not ready:
             self._end_newborn()
             raise self._did_not_start(said_before)
 
     def stop(self, mode: StopMode = "fast", *, limit_seconds: float = 60) -> None:
         """Stop the server, harder if it does not within ``limit_seconds``; one that is not running is no error.
+
+        After ``mode`` comes ``immediate``, with the same limit, then its processes are killed.
 
         ``fast`` ends sessions and writes a checkpoint, ``immediate`` leaves recovery to the next start.
         """
@@ -125,11 +133,28 @@ class LocalServer:
         if postmaster is None:
             return
         with StopToken() as unstoppable:
-            for step, seconds in ((mode, limit_seconds), ("immediate", 10.0)):
+            steps = dict.fromkeys((mode, "immediate"), limit_seconds)
+            for step, seconds in steps.items():
                 self._pg_ctl(unstoppable, "stop", "-m", step, "-w", "-t", f"{max(seconds, 1):.0f}")
                 if self._postmaster() is None:
                     return
         _kill_tree(postmaster)
+
+    def _becomes_ready(self, stop: StopToken, deadline: float) -> bool:
+        """Wait until sessions are accepted; False when the server ended or the time is over.
+
+        pg_ctl is content with a server in recovery that admits nobody (status ``standby``, hot_standby off).
+        """
+        while self.is_running:
+            with contextlib.suppress(OSError, IndexError):
+                text = (self.data_directory / "postmaster.pid").read_text(encoding="utf-8", errors="replace")
+                if text.splitlines()[_STATUS_LINE].strip() == "ready":
+                    return True
+            if time.monotonic() > deadline:
+                return False
+            if stop.wait(_LOOK_SECONDS):
+                stop.check()
+        return False
 
     def _pg_ctl_start(self, stop: StopToken, log: int, limit_seconds: float | None) -> ProgramResult:
         seconds = _UNLIMITED_SECONDS if limit_seconds is None else max(limit_seconds, 1)

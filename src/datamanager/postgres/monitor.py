@@ -18,9 +18,10 @@ import psycopg
 from datamanager.base.errors import DataManagerError, ServerUnfit
 from datamanager.base.pipeline import StopToken
 from datamanager.base.units import format_size
-from datamanager.postgres.connection import ServerAddress, connect
+from datamanager.postgres.connection import ServerAddress, connect, hang_up
 
 _LOOK_SECONDS = 1.0
+_PATIENCE_SECONDS = 2.0  # a look takes milliseconds; one that does not end by then waits for a dead network
 WARN_SHARE, STOP_SHARE = 0.5, 0.8
 
 _PHASES = {
@@ -78,6 +79,7 @@ class BackupMonitor:
         self._on_danger = on_danger
         self._stop = StopToken()
         self._slot = ""
+        self._connection: psycopg.Connection[tuple[object, ...]] | None = None
         self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
 
     def watch(self, slot: str) -> None:
@@ -88,12 +90,17 @@ class BackupMonitor:
     def close(self) -> None:
         self._stop.stop("the backup has ended")
         if self._thread.is_alive():
+            self._thread.join(_PATIENCE_SECONDS)
+        if self._thread.is_alive() and self._connection is not None:
+            hang_up(self._connection)
+        if self._thread.is_alive():
             self._thread.join()
         self._stop.close()
 
     def _watch(self) -> None:
         try:
             with connect(self._address, stop=self._stop, database="postgres") as connection:
+                self._connection = connection
                 self._look_until_stopped(connection)
         except (psycopg.Error, DataManagerError) as error:
             if not self._stop.stopping:

@@ -22,7 +22,7 @@ from datamanager.base.errors import (
     ServerUnreachable,
 )
 from datamanager.base.pipeline import StopToken
-from datamanager.postgres.connection import ServerAddress, connect, server_errors
+from datamanager.postgres.connection import ServerAddress, cancelled_by, connect, server_errors
 from datamanager.postgres.roles import right_for
 
 OLDEST_MAJOR = 14
@@ -79,7 +79,7 @@ def check_backup_source(address: ServerAddress, stop: StopToken) -> list[Finding
         raise
     except ServerError as refused:
         return _ordered(_why_refused(address, stop, refused))
-    with connection:
+    with connection, cancelled_by(stop, connection):
         with server_errors("check server"):
             major = int(_show(connection, "server_version_num")) // 10000
             if major < OLDEST_MAJOR:
@@ -177,7 +177,7 @@ def _why_refused(address: ServerAddress, stop: StopToken, refused: ServerError) 
     except DataManagerError:
         code = "authentication" if isinstance(refused, AuthenticationFailed) else _code_of(refused)
         return [Finding(code, Severity.BLOCKER, said, refused.hint)]
-    with connection, server_errors("check server"):
+    with connection, cancelled_by(stop, connection), server_errors("check server"):
         may, role, client, level, senders, number = connection.execute(
             "SELECT rolreplication OR rolsuper, rolname::text, coalesce(host(inet_client_addr()), '[local]'),"
             " current_setting('wal_level'), current_setting('max_wal_senders'), current_setting('server_version_num')"

@@ -42,6 +42,7 @@ class ParentPlaces:
         self._repository = repository
         self._packs = [pack for pack, _ in contents.packs]
         self._files: dict[bytes, tuple[int, int]] = {}
+        self._lost: set[int] = set()  # packs that cannot be read: a bad sector is not tried again for every chunk
         columns = [array("I") for _ in range(4)]
         for entry in contents.files():
             if len(entry.rows.first):
@@ -72,9 +73,12 @@ class ParentPlaces:
     def holds(self, pack: int, chunk: int, print_: bytes, raw_bytes: int) -> ChunkPlace | None:
         """The place, if the chunk stored there is the one with this fingerprint and length; else None."""
         identity = self._packs[pack]
+        if pack in self._lost:
+            return None
         try:
             directory = self._repository.pack(identity).directory
         except UNREADABLE:
+            self._lost.add(pack)
             return None  # damaged or lost: stored anew
         if chunk >= len(directory) or int(directory.raw[chunk]) != raw_bytes:
             return None
