@@ -38,8 +38,8 @@ KEEPALIVES: Mapping[str, str] = {
     "keepalives_count": "3",
     "tcp_user_timeout": "60000",
 }
-# How long a server may take to react to a cancel request, and the request itself to be made.
-_CANCEL_SECONDS = 3
+# How long making a cancel request may take, and then the server's reaction to it.
+_CANCEL_SECONDS, _REACT_SECONDS = 2.0, 1.0
 # Parameters that never appear in a message or a repr.
 _SECRET_PARAMETERS = ("password", "sslpassword", "oauth_client_secret")
 # PQERRORS_VERBOSE and PQERRORS_DEFAULT of libpq-fe.h.
@@ -151,7 +151,7 @@ def cancelled_by(stop: StopToken, connection: psycopg.Connection[tuple[object, .
             with contextlib.suppress(psycopg.Error):
                 connection.cancel_safe(timeout=_CANCEL_SECONDS)
             selector.unregister(stop.fileno())
-            if not selector.select(_CANCEL_SECONDS):
+            if not selector.select(_REACT_SECONDS):
                 hang_up(connection)
 
     watcher = threading.Thread(target=watch, name="cancel on stop", daemon=True)
