@@ -51,6 +51,7 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/requirements_page.py --check
+	$(BIN)/python tools/cli_reference.py --check
 
 requirements: setup
 	$(BIN)/python tools/requirements_page.py

@@ -89,7 +89,7 @@ def main(files: int, segments: int) -> None:
         found = places.of_file(b"base/5/16384.%d" % number, SEGMENT_PAGES // PAGES_PER_CHUNK)
         if found is None or (found[0] < 0).any():
             raise RuntimeError("a chunk of the parent was not found")
-    print(f"{sampler.close() - before:.1f} {layer.rows}")
+    print(f"{sampler.close() - before:.1f} {layer.rows}")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -281,9 +281,11 @@ def test_the_manifest_is_written_as_before() -> None:
 
 
 def test_the_other_records_are_written_as_before() -> None:
-    lease = LeaseRecord("0123456789abcdef", "host", "boot", 42, "backup", "7", ["parent"], "2026-11-23T02:00:00+00:00")
+    lease = LeaseRecord(
+        "0123456789abcdef", "host", "machine", "boot", 42, "backup", "7", ["parent"], "2026-11-23T02:00:00+00:00"
+    )
     assert lease.to_json() == (
-        b'{"boot":"boot","host":"host","kind":"backup","parents":["parent"],"pid":42,'
+        b'{"boot":"boot","host":"host","kind":"backup","machine":"machine","parents":["parent"],"pid":42,'
         b'"started":"2026-11-23T02:00:00+00:00","subject":"7","writer":"0123456789abcdef"}'
     )
     assert canonical_json({"b": "ü", "a": [1, None]}) == '{"a":[1,null],"b":"ü"}'.encode()

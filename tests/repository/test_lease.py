@@ -45,7 +45,9 @@ def lease(repository: Repository) -> Iterator[Lease]:
 
 def put_foreign(repository: Repository, **changes: object) -> LeaseRecord:
     """A lease of somebody else, put now."""
-    record = LeaseRecord("feedfeedfeedfeed", "elsewhere", "boot", 4711, "backup", SUBJECT, [], "2025-03-01T11:00:00")
+    record = LeaseRecord(
+        "feedfeedfeedfeed", "elsewhere", "", "boot", 4711, "backup", SUBJECT, [], "2025-03-01T11:00:00"
+    )
     record = replace(record, **changes)  # type: ignore[arg-type]  # names are those of the fields
     key = f"leases/{record.writer}-000001"
     repository.objects.put_small(Kind.LEASE, key, [key], record.to_json())

@@ -10,7 +10,7 @@ from pathlib import Path
 from datamanager.app import clusters
 from datamanager.app.addresses import address_of, local_directory
 from datamanager.app.context import Context
-from datamanager.app.opening import Named, Unlocking, choose, opened
+from datamanager.app.opening import Named, Unlocking, choose, choose_holding, opened
 from datamanager.app.repository_files import refresh_files
 from datamanager.base.errors import Cancelled, ConfigurationError, DataManagerError
 from datamanager.base.events import Executed, PhaseStarted, Warned
@@ -92,7 +92,13 @@ def run(context: Context, options: RunOptions, unlocking: Unlocking) -> Taken:
         data_directory = local_directory(address, facts.data_directory)
         clusters.check_home_outside(context.home, data_directory)
         check_repository_outside(named.config.url, data_directory)
-        engine = BackupOptions(options.cluster, name, _level(options, cluster), _threads(options, cluster))
+        engine = BackupOptions(
+            options.cluster,
+            name,
+            _level(options, cluster),
+            _threads(options, cluster),
+            local=data_directory is not None,
+        )
         result = _streamed(context, repository, address, facts, engine, _protocol(options, cluster, name))
         context.listener(PhaseStarted("refreshing README.txt"))
         refresh_files(context, repository)
@@ -217,7 +223,7 @@ def _of_one(context: Context, named: Named, cluster: str | None, unlocking: Unlo
 
 def shown(context: Context, backup: str, repository: str | None, cluster: str | None, unlocking: Unlocking) -> Listed:
     """One backup by its id, the beginning of one, or ``latest``. Raises: NotFound; as ``opened``."""
-    named = choose(context, repository, cluster)
+    named = choose_holding(context, repository, cluster, backup)
     with opened(context, named, unlocking) as opened_one:
         manifest = opened_one.find(backup, cluster)
         marks = tuple(mark for mark in opened_one.marks() if mark.backup == manifest.backup)

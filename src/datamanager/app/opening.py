@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datamanager.app.context import Context
-from datamanager.base.errors import ConfigurationError, NotFound, UsageError, WrongSecret
+from datamanager.base.errors import ConfigurationError, DataManagerError, NotFound, UsageError, WrongSecret
 from datamanager.base.events import Warned
 from datamanager.base.units import Secret
 from datamanager.config.home import inside
@@ -99,6 +99,30 @@ def choose(context: Context, named: str | None, cluster: str | None) -> Named:
         "find repository: there are several",
         hint=f"Name one with --repo; they are: {', '.join(sorted(config.repositories))}.",
     )
+
+
+def choose_holding(context: Context, named: str | None, cluster: str | None, backup: str) -> Named:
+    """As ``choose``; where several repositories could be meant, the one that holds ``backup``.
+
+    The names of backups stand in clear, so no key is needed to look. ``latest`` means the only cluster's repository.
+    Raises: UsageError, NotFound.
+    """
+    config = context.config()
+    if named or cluster in config.clusters or len(config.repositories) < 2:
+        return choose(context, named, cluster)
+    if backup == "latest":
+        return choose(context, None, next(iter(config.clusters)) if len(config.clusters) == 1 else cluster)
+    holding = [one for one in sorted(config.repositories) if _holds(context, locate(context, one), backup)]
+    return locate(context, holding[0]) if len(holding) == 1 else choose(context, None, cluster)
+
+
+def _holds(context: Context, named: Named, backup: str) -> bool:
+    try:
+        with opened_storage(context, named) as storage:
+            names = [one.key.rsplit("/", 1)[1] for one in storage.list("manifests/")]
+    except DataManagerError:
+        return False  # unplugged; if it is the one that is meant, naming it says so
+    return any(name.startswith(backup) or name.endswith(f"-{backup}") for name in names)
 
 
 @contextlib.contextmanager

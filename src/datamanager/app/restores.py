@@ -10,7 +10,7 @@ from pathlib import Path
 
 from datamanager.app.backups import processors
 from datamanager.app.context import Context
-from datamanager.app.opening import Unlocking, choose, opened
+from datamanager.app.opening import Unlocking, choose_holding, opened
 from datamanager.base.errors import ConfigurationError, UsageError
 from datamanager.base.events import PhaseStarted
 from datamanager.engine.export import export_backup
@@ -59,7 +59,7 @@ def run(context: Context, request: Request, unlocking: Unlocking, *, dry_run: bo
     """
     owner = request.owner or default_owner()
     options = _options(request, owner)
-    named = choose(context, request.repository, request.cluster)
+    named = choose_holding(context, request.repository, request.cluster, request.backup)
     with opened(context, named, unlocking) as repository:
         context.listener(PhaseStarted("planning"))
         plan = plan_restore(repository, repository.find(request.backup, request.cluster), options)
@@ -81,7 +81,7 @@ def default_owner() -> str | None:
 def export(context: Context, request: Request, unlocking: Unlocking) -> tuple[Manifest, RestoreResult]:
     """Write a backup as a plain directory of PostgreSQL's own. Raises: as ``run``."""
     options = _options(request, request.owner)
-    named = choose(context, request.repository, request.cluster)
+    named = choose_holding(context, request.repository, request.cluster, request.backup)
     with opened(context, named, unlocking) as repository:
         manifest = repository.find(request.backup, request.cluster)
         return manifest, export_backup(repository, manifest, options, context.stop, context.listener)

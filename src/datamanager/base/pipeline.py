@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import selectors
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -23,28 +24,29 @@ _LOOK_SECONDS = 0.1
 
 
 class StopToken:
-    """Asks long work to end. Thread-safe and safe to set from a signal handler; owns one socket pair until closed.
+    """Asks long work to end. Thread-safe; owns one socket pair until closed.
 
+    ``stop`` may be called from a signal handler: a plain flag and one byte, no lock that the interrupted code may hold.
     ``fileno()`` becomes readable when stopping is asked for, so that a poll on a connection can include it.
     """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._stopping = False
         self._reason = ""
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
 
     def stop(self, reason: str) -> None:
         """Ask for the end; the first reason stays."""
-        if not self._event.is_set():
+        if not self._stopping:
             self._reason = reason
-            self._event.set()
+            self._stopping = True
             with contextlib.suppress(OSError):
-                self._writer.send(b"x")
+                self._writer.send(b"x")  # never read: every waiter sees it
 
     @property
     def stopping(self) -> bool:
-        return self._event.is_set()
+        return self._stopping
 
     @property
     def reason(self) -> str:
@@ -52,12 +54,16 @@ class StopToken:
 
     def check(self) -> None:
         """Raises: Cancelled, once stopping was asked for."""
-        if self._event.is_set():
+        if self._stopping:
             raise Cancelled(self._reason)
 
     def wait(self, seconds: float) -> bool:
         """Sleep up to ``seconds``; True as soon as stopping was asked for."""
-        return self._event.wait(seconds)
+        if not self._stopping:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._reader, selectors.EVENT_READ)
+                selector.select(seconds)
+        return self._stopping
 
     def fileno(self) -> int:
         return self._reader.fileno()

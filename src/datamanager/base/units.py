@@ -50,17 +50,18 @@ def format_size(size_bytes: float) -> str:
     """``1536`` as ``1.5 KiB``; three significant digits at most."""
     value = float(size_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(value) < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" or abs(value) >= 100 else f"{value:.1f} {unit}"
+        digits = 0 if unit == "B" or abs(value) >= 99.95 else 1
+        if abs(round(value, digits)) < 1024:
+            return f"{value:.{digits}f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
 
 
 def format_duration(seconds: float) -> str:
     """``75`` as ``1 min 15 s``; below ten seconds with one decimal."""
-    if seconds < 10:
+    if round(seconds, 1) < 10:
         return f"{seconds:.1f} s"
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from datamanager import __version__
-from datamanager.base.errors import IntegrityError, ObjectMissing
+from datamanager.base.errors import IntegrityError, NotFound
 from datamanager.base.events import Listener, PhaseStarted, Progress, Warned
 from datamanager.base.pipeline import StopToken, TaskGroup
 from datamanager.base.units import Lsn
@@ -32,6 +32,7 @@ from datamanager.repository.format import Kind
 from datamanager.repository.known import LeftoverChunks, ParentPlaces
 from datamanager.repository.layer import LayerBuilder
 from datamanager.repository.manifest import LayerReference, Manifest, Tablespace
+from datamanager.repository.objects import UNREADABLE
 from datamanager.repository.pack import SealedPack
 from datamanager.repository.pack_stream import PackStream
 from datamanager.repository.repository import Repository
@@ -49,12 +50,14 @@ class BackupOptions:
         label: for people; stands in the list and in the manifest.
         level: zstd level, 1 to 19.
         threads: threads that compress, 1 or more.
+        local: the cluster's data directory lies on this host.
     """
 
     cluster: str
     label: str
     level: int = 1
     threads: int = 2
+    local: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,10 @@ class _Run:
     def warn(self, message: str) -> None:
         self.warnings.append(message)
         self.listener(Warned(message))
+
+    def warn_once(self, message: str) -> None:
+        if message not in self.warnings:
+            self.warn(message)
 
     def on_start(self, start: SourceStart) -> None:
         self.start = start
@@ -125,7 +132,7 @@ def run_backup(
         parent = _newest_parent(manifests, facts)
         if parent is not None:
             lease.renew([parent.backup])
-        guard = SpaceGuard(repository.storage, facts.data_directory or "")
+        guard = SpaceGuard(repository.storage, (facts.data_directory or "") if options.local else "")
         guard.before_put(0)
         end, counts = _stream(run, source, parent, guard, stop)
         listener(PhaseStarted("checking"))
@@ -134,7 +141,8 @@ def run_backup(
         listener(PhaseStarted("publishing"))
         _set_digests(run)
         reference = write_layer(repository, run.layer, stop, guard.before_put)
-        manifest = _manifest(run, end, counts, reference, parent, started, next_in_line(manifests, repository))
+        line = next_in_line(_manifests_of(repository, run), repository)  # another cluster's backup may have ended
+        manifest = _manifest(run, end, counts, reference, parent, started, line)
         if end.checksum_failure:
             manifest = _flag_damage(run, manifest, end, stop)
         stop.check()
@@ -149,8 +157,10 @@ def _manifests_of(repository: Repository, run: _Run) -> list[Manifest]:
     for name in repository.backup_ids():
         try:
             found.append(repository.manifest(name))
-        except IntegrityError as error:
-            run.warn(f"{error.message}; that backup cannot be restored from here")
+        except NotFound:
+            continue  # deleted since it was listed
+        except UNREADABLE as error:
+            run.warn_once(f"{error.message}; that backup cannot be restored from here")
     return sorted(found, key=lambda one: (one.sequence, one.backup))
 
 
@@ -198,7 +208,7 @@ def _places_of(run: _Run, parent: Manifest | None) -> ParentPlaces | None:
         return None
     try:
         return ParentPlaces(run.repository, run.repository.contents(parent))
-    except (IntegrityError, ObjectMissing) as error:
+    except UNREADABLE as error:
         run.warn(f"{error.message}; nothing of backup {parent.backup} is reused")
         return None
 
@@ -219,7 +229,7 @@ def _flag_damage(run: _Run, manifest: Manifest, end: SourceEnd, stop: StopToken)
 
 
 def _keep_notices(run: _Run, end: SourceEnd) -> None:
-    """What the server said while it sent, such as that it skipped a special file, stands in the record (decision 22)."""
+    """What the server said while it sent, such as that it skipped a special file, is recorded (decision 22)."""
     for notice in end.notices[:_KEPT_NOTICES]:
         run.warn(f"the server said: {notice}")
     if len(end.notices) > _KEPT_NOTICES:
@@ -251,7 +261,7 @@ def _volumes(run: _Run) -> dict[str, int]:
     sizes = {"base": 0}
     for path, size, _ in run.layer.regular_files():
         parts = path.split(b"/", 2)
-        volume = parts[1].decode() if parts[0] == b"pg_tblspc" and len(parts) == 3 else "base"
+        volume = parts[1].decode() if parts[0] == b"pg_tblspc" and len(parts) == 3 and parts[1].isdigit() else "base"
         sizes[volume] = sizes.get(volume, 0) + size
     return sizes
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from crc32c import crc32c
 
 from datamanager.base.crc import append_zeros, combine
-from datamanager.base.errors import IntegrityError
+from datamanager.base.errors import IntegrityError, TargetUnfit
 from datamanager.base.pipeline import Channel, StopToken, TaskGroup
 from datamanager.repository.format import PAGES_PER_CHUNK, ZERO_PACK
 from datamanager.repository.layer import FileEntry, FileKind
@@ -57,7 +57,12 @@ class Destination:
     owner: tuple[int, int] | None
 
     def place(self, path: bytes) -> str:
-        """The absolute path of a stored path."""
+        """The absolute path of a stored path. Raises: TargetUnfit, for a name that Windows reads as something else."""
+        if os.name == "nt" and (b":" in path or b"\\" in path):
+            raise TargetUnfit(
+                f"restore {os.fsdecode(path)}: Windows cannot have a file of this name",
+                hint="Restore the backup on the system that it was made on.",
+            )
         path = self.renamed.get(path, path)
         parts = path.split(b"/", 2)
         if parts[0] == b"pg_tblspc" and len(parts) == 3 and parts[1].isdigit() and int(parts[1]) in self.links:

@@ -8,11 +8,13 @@ Source: ``docs/format.md`` decision 5.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
 import socket
 import threading
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -35,12 +37,20 @@ def boot_id() -> str:
     return str(int(psutil.boot_time()))
 
 
+def machine_id() -> str:
+    """Tells machines of one name apart, without naming them: a digest of what the system calls itself."""
+    with contextlib.suppress(OSError):
+        return hashlib.sha256(Path("/etc/machine-id").read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(uuid.getnode().to_bytes(8, "big")).hexdigest()[:16]
+
+
 @dataclass(frozen=True, slots=True)
 class LeaseRecord:
     """Who is at work on a repository, at what."""
 
     writer: str
     host: str
+    machine: str
     boot: str
     pid: int
     kind: str  # backup | restore | verify
@@ -50,7 +60,9 @@ class LeaseRecord:
 
     @classmethod
     def new(cls, kind: str, subject: str, started: str) -> LeaseRecord:
-        return cls(secrets.token_hex(8), socket.gethostname(), boot_id(), os.getpid(), kind, subject, [], started)
+        return cls(
+            secrets.token_hex(8), socket.gethostname(), machine_id(), boot_id(), os.getpid(), kind, subject, [], started
+        )
 
     def to_json(self) -> bytes:
         return canonical_json(asdict(self))
@@ -66,7 +78,7 @@ class LeaseRecord:
 
     def dead_here(self) -> bool:
         """Its process ran on this boot of this host and is gone."""
-        if self.host != socket.gethostname():
+        if (self.host, self.machine) != (socket.gethostname(), machine_id()):
             return False
         return self.boot != boot_id() or not psutil.pid_exists(self.pid)
 
