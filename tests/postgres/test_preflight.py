@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+from pathlib import Path
 
 import pytest
 
@@ -110,14 +110,17 @@ def test_missing_checksums_and_a_wal_limit_are_advice(new_server: NewServer) -> 
 
 @pytest.mark.pg("14-18")
 @pytest.mark.decision(19)
-def test_a_standby_is_a_warning(new_server: NewServer) -> None:
+def test_a_standby_is_a_warning(new_server: NewServer, open_folder: Path) -> None:
     primary = new_server()
-    copy = primary.folder / "standby"
+    copy = open_folder / "standby"
     primary.run("pg_basebackup", "-D", copy, "-R", "-c", "fast", "-X", "stream")
     hand_over(copy)
     standby = new_server.adopt(copy)
-    with contextlib.closing(standby.connect()):
+    try:
         found = check(standby.dsn)
+    finally:
+        # Before its folder goes: the fixture finds the server by a file in there.
+        standby.destroy()
     assert found["standby"].severity is Severity.WARNING
     assert not any(one.severity is Severity.BLOCKER for one in found.values())
 

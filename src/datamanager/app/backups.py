@@ -13,7 +13,7 @@ from datamanager.app.context import Context
 from datamanager.app.opening import Named, Unlocking, choose, choose_holding, opened
 from datamanager.app.repository_files import refresh_files
 from datamanager.base.errors import Cancelled, ConfigurationError, DataManagerError
-from datamanager.base.events import Executed, PhaseStarted, Warned
+from datamanager.base.events import PhaseStarted, Warned
 from datamanager.config.home import inside
 from datamanager.config.model import Checkpoint, ClusterConfig
 from datamanager.config.names import check_backup_name
@@ -85,7 +85,7 @@ def run(context: Context, options: RunOptions, unlocking: Unlocking) -> Taken:
     named = choose(context, options.repository, options.cluster)
     address = address_of(cluster)
     with opened(context, named, unlocking) as repository:
-        for finding in require_backup_source(address, context.stop):
+        for finding in require_backup_source(address, context.stop, context.executed):
             if finding.severity is Severity.WARNING:
                 context.listener(Warned(finding.sentence.rstrip(".")))
         facts = clusters.look(context, cluster, repository.ring.fingerprint_key.reveal())
@@ -151,12 +151,9 @@ def _streamed(
         lambda phase: context.listener(PhaseStarted(phase)),
         lambda text: context.listener(Warned(text)),
         on_danger,
+        context.executed,
     )
-
-    def executed(text: str) -> None:
-        context.listener(Executed(text))
-
-    source = BaseBackupSource(address, facts.major, protocol, context.clock, executed, monitor.watch)
+    source = BaseBackupSource(address, facts.major, protocol, context.clock, context.executed, monitor.watch)
     try:
         return run_backup(repository, source, facts, options, context.stop, context.listener)
     except Cancelled:

@@ -129,7 +129,7 @@ def check_cluster(context: Context, name: str) -> ClusterCheck:
     cluster = context.cluster(name)
     address = address_of(cluster)
     context.listener(PhaseStarted("checking the server"))
-    findings = check_backup_source(address, context.stop)
+    findings = check_backup_source(address, context.stop, context.executed)
     if any(one.severity is Severity.BLOCKER for one in findings):
         return ClusterCheck(None, findings, None, cluster.repository)
     facts = clusters.look(context, cluster)

@@ -8,7 +8,7 @@ from pathlib import Path
 from datamanager.app.addresses import address_of, local_directory
 from datamanager.app.context import Context
 from datamanager.base.errors import ConfigurationError, UsageError
-from datamanager.base.events import Executed, PhaseStarted, Warned
+from datamanager.base.events import PhaseStarted, Warned
 from datamanager.config.conninfo import check_conninfo
 from datamanager.config.home import Home, inside
 from datamanager.config.model import ClusterConfig
@@ -66,7 +66,7 @@ def add(context: Context, options: ClusterOptions) -> ServerFacts | None:
 
 def _warn_of_obstacles(context: Context, cluster: ClusterConfig) -> None:
     """Say now what will stand in the way of the first backup."""
-    for finding in check_backup_source(address_of(cluster), context.stop):
+    for finding in check_backup_source(address_of(cluster), context.stop, context.executed):
         if finding.severity is not Severity.ADVICE:
             context.listener(Warned(f"{finding.sentence} {finding.remedy}".rstrip()))
 
@@ -74,9 +74,7 @@ def _warn_of_obstacles(context: Context, cluster: ClusterConfig) -> None:
 def look(context: Context, cluster: ClusterConfig, fingerprint_key: bytes = _NO_KEY) -> ServerFacts:
     """What the server says about itself. Raises: as ``collect_facts``."""
     context.listener(PhaseStarted("asking the server"))
-    return collect_facts(
-        address_of(cluster), context.stop, fingerprint_key, lambda text: context.listener(Executed(text))
-    )
+    return collect_facts(address_of(cluster), context.stop, fingerprint_key, context.executed)
 
 
 def check_home_outside(home: Home, data_directory: Path | None) -> None:

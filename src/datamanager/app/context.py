@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from datamanager.base.clock import Clock
 from datamanager.base.errors import NotFound
-from datamanager.base.events import Listener
+from datamanager.base.events import Executed, Listener
 from datamanager.base.pipeline import StopToken
 from datamanager.config import store
 from datamanager.config.home import Home
@@ -21,6 +21,10 @@ class Context:
     clock: Clock
     stop: StopToken
     listener: Listener
+
+    def executed(self, text: str) -> None:
+        """Tell of a command or SQL statement that is about to run."""
+        self.listener(Executed(text))
 
     def config(self) -> Config:
         """Raises: ConfigurationError."""

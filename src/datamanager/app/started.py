@@ -8,7 +8,7 @@ from pathlib import Path
 from datamanager.app.context import Context
 from datamanager.app.restores import Restored
 from datamanager.base.errors import UsageError
-from datamanager.base.events import Executed, PhaseStarted, Warned
+from datamanager.base.events import PhaseStarted, Warned
 from datamanager.postgres.account import service_account
 from datamanager.postgres.clone import prepare_clone
 from datamanager.postgres.facts_model import ServerFacts
@@ -68,7 +68,7 @@ def start(context: Context, restored: Restored, port: int) -> Started:
         port,
         clone.options,
         side / "server.log",
-        on_executed=lambda text: context.listener(Executed(text)),
+        on_executed=context.executed,
     )
     server.start(context.stop)
     stop_command = f"{programs.path('pg_ctl')} stop -D {target}"

@@ -3,7 +3,7 @@
 1 lease            known to other writers; another backup of the same cluster is refused
 2 facts            who the server is, what a restore will need
 3 parent           the newest backup of this cluster, whose chunks are recognized by place; leftovers of a cut run
-4 stream           source -> cutter -> compress -> packs, with the rows of a new layer
+4 stream           source -> cutter -> compress -> packs, with the rows of a new layer; no tablespace may come to be
 5 check            every file against the server's manifest, size and CRC-32C, both ways
 6 publish          layer, barrier, manifest, barrier, read back
 """
@@ -24,6 +24,7 @@ from datamanager.engine.chunking import ChunkCutter
 from datamanager.engine.damage import find_damage
 from datamanager.engine.packing import Packer, PackingCounts
 from datamanager.engine.space import SpaceGuard
+from datamanager.engine.wal_watch import WalWatch
 from datamanager.postgres.facts import ServerFacts
 from datamanager.postgres.server_manifest import check_manifest, manifest_files
 from datamanager.postgres.source import BackupSource, SourceEnd, SourceStart
@@ -196,7 +197,9 @@ def _stream(
             run.on_batch,
         )
         cutter = ChunkCutter(run.facts.block_size, places, packer.take_buffer, packer.hand_over, run.on_start)
-        end = source.run(cutter, stop)
+        watch = WalWatch(cutter)
+        end = source.run(watch, stop)
+        watch.check()
         cutter.add_file(SERVER_MANIFEST, 0o600, end.manifest)
         cutter.finish()
         packer.close()

@@ -21,9 +21,11 @@ from datamanager.base.errors import StoreDenied, StoreFull, TargetTooSmall, Targ
 from datamanager.base.events import Listener, PhaseStarted, Progress, Warned
 from datamanager.base.files import sync_directory, sync_tree
 from datamanager.base.pipeline import StopToken
+from datamanager.base.units import Lsn
 from datamanager.engine.materialize import Destination, Materializer
 from datamanager.engine.restore_plan import CONTROL_FILE, UNFINISHED_CONTROL_FILE, UNFINISHED_MARK, RestorePlan
 from datamanager.postgres.isolation import assert_tablespaces_isolated, running_data_directories
+from datamanager.postgres.wal_tablespaces import created_tablespaces
 from datamanager.repository.lease import Lease
 from datamanager.repository.repository import Repository
 
@@ -141,6 +143,12 @@ def _assert_isolated(plan: RestorePlan, destination: Destination) -> None:
     folder = destination.root / "pg_tblspc"
     inside = {int(one.name): one for one in folder.glob("[0-9]*") if one.is_dir() and not one.is_symlink()}
     assert_tablespaces_isolated(destination.root, {**inside, **plan.links}, running_data_directories())
+    created = created_tablespaces(destination.root / "pg_wal", Lsn.parse(plan.manifest.start_lsn))
+    if created:
+        raise TargetUnfit(
+            f"restore backup: its WAL creates a tablespace in {created[0].location}, and replay would write there",
+            hint="Restore another backup: one during which no tablespace was created.",
+        )
 
 
 def _finish(destination: Destination, plan: RestorePlan) -> None:

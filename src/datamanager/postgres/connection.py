@@ -16,11 +16,12 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 import psycopg
-from psycopg import pq
+from psycopg import pq, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq.abc import PGconn
 
@@ -97,10 +98,12 @@ def connect(
     replication: bool = False,
     database: str | None = None,
     application_name: str = "datamanager",
+    on_executed: Callable[[str], None] | None = None,
 ) -> psycopg.Connection[tuple[object, ...]]:
     """Open a session, autocommit; the caller closes it.
 
     Args:
+        on_executed: told each statement that the session's cursors run, without its parameters (requirement R2).
         replication: a physical replication session, which knows only replication commands and SHOW.
         database: overrides the connection string's; without either, ``postgres``. Not used with ``replication``.
 
@@ -115,7 +118,7 @@ def connect(
         except ServerUnreachable as error:
             failures.append(error)
             continue
-        return _session(pgconn, replication, stop)
+        return _session(pgconn, replication, stop, on_executed)
     if len(failures) == 1:
         raise failures[0]
     raise ServerUnreachable("; ".join(dict.fromkeys(failure.message for failure in failures)), hint=failures[-1].hint)
@@ -325,11 +328,27 @@ def _decoded(pgconn: PGconn, name: str) -> str:
     return bytes(value).decode("utf-8", "replace")
 
 
-def _session(pgconn: PGconn, replication: bool, stop: StopToken | None) -> psycopg.Connection[tuple[object, ...]]:
+def _telling_cursor(tell: Callable[[str], None]) -> type[psycopg.Cursor[tuple[object, ...]]]:
+    """A cursor class that says what it runs."""
+
+    class TellingCursor(psycopg.Cursor[tuple[object, ...]]):
+        def execute(self, query: Any, *arguments: Any, **options: Any) -> Self:
+            text = query.as_string(self) if isinstance(query, sql.Composable) else query
+            tell(text.decode(errors="replace") if isinstance(text, bytes) else str(text))
+            return super().execute(query, *arguments, **options)
+
+    return TellingCursor
+
+
+def _session(
+    pgconn: PGconn, replication: bool, stop: StopToken | None, on_executed: Callable[[str], None] | None
+) -> psycopg.Connection[tuple[object, ...]]:
     """The connected session as psycopg's object, prepared so that nobody's schema can shadow a function we call."""
     connection: psycopg.Connection[tuple[object, ...]] = psycopg.Connection(pgconn)
     connection.autocommit = True
     connection.prepare_threshold = None
+    if on_executed is not None:
+        connection.cursor_factory = _telling_cursor(on_executed)
     if not replication:
         try:
             watched = contextlib.nullcontext() if stop is None else cancelled_by(stop, connection)

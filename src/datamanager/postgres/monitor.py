@@ -62,6 +62,7 @@ class BackupMonitor:
         on_phase: told of each phase the server enters.
         on_warning: told once when half of the room is used.
         on_danger: told with the error when the backup must stop.
+        on_executed: told each statement the first time.
     """
 
     def __init__(
@@ -71,12 +72,15 @@ class BackupMonitor:
         on_phase: Callable[[str], None],
         on_warning: Callable[[str], None],
         on_danger: Callable[[DataManagerError], None],
+        on_executed: Callable[[str], None] | None = None,
     ) -> None:
         self._address = address
         self._data_directory = data_directory
         self._on_phase = on_phase
         self._on_warning = on_warning
         self._on_danger = on_danger
+        self._on_executed = on_executed
+        self._told: set[str] = set()
         self._stop = StopToken()
         self._slot = ""
         self._connection: psycopg.Connection[tuple[object, ...]] | None = None
@@ -86,6 +90,12 @@ class BackupMonitor:
         """Begin, once the backup's slot exists."""
         self._slot = slot
         self._thread.start()
+
+    def _tell_once(self, statement: str) -> None:
+        """The same look every second stands in the log once."""
+        if self._on_executed is not None and statement not in self._told:
+            self._told.add(statement)
+            self._on_executed(statement)
 
     def close(self) -> None:
         self._stop.stop("the backup has ended")
@@ -99,7 +109,9 @@ class BackupMonitor:
 
     def _watch(self) -> None:
         try:
-            with connect(self._address, stop=self._stop, database="postgres") as connection:
+            with connect(
+                self._address, stop=self._stop, database="postgres", on_executed=self._tell_once
+            ) as connection:
                 self._connection = connection
                 self._look_until_stopped(connection)
         except (psycopg.Error, DataManagerError) as error:

@@ -8,6 +8,7 @@ there is one, says why.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -68,17 +69,19 @@ class Finding:
         return kinds.get(self.code, ServerUnfit)(f"check server: {sentence}", hint=self.remedy)
 
 
-def check_backup_source(address: ServerAddress, stop: StopToken) -> list[Finding]:
+def check_backup_source(
+    address: ServerAddress, stop: StopToken, on_executed: Callable[[str], None] | None = None
+) -> list[Finding]:
     """Find out what stands in a backup's way, blockers first; empty when nothing is worth a word.
 
     Raises: ServerUnreachable (retryable), ConfigurationError, Cancelled.
     """
     try:
-        connection = connect(address, stop=stop, replication=True)
+        connection = connect(address, stop=stop, replication=True, on_executed=on_executed)
     except ServerUnreachable:
         raise
     except ServerError as refused:
-        return _ordered(_why_refused(address, stop, refused))
+        return _ordered(_why_refused(address, stop, refused, on_executed))
     with connection, cancelled_by(stop, connection):
         with server_errors("check server"):
             major = int(_show(connection, "server_version_num")) // 10000
@@ -90,12 +93,14 @@ def check_backup_source(address: ServerAddress, stop: StopToken) -> list[Finding
     return _ordered([*findings, *slot])
 
 
-def require_backup_source(address: ServerAddress, stop: StopToken) -> list[Finding]:
+def require_backup_source(
+    address: ServerAddress, stop: StopToken, on_executed: Callable[[str], None] | None = None
+) -> list[Finding]:
     """Like ``check_backup_source``, without blockers.
 
     Raises: the first blocker (AuthenticationFailed, RightMissing, ServerUnfit), and as ``check_backup_source``.
     """
-    findings = check_backup_source(address, stop)
+    findings = check_backup_source(address, stop, on_executed)
     for finding in findings:
         if finding.severity is Severity.BLOCKER:
             raise finding.error()
@@ -167,11 +172,13 @@ def _slot_finding(connection: psycopg.Connection[tuple[object, ...]], values: di
     return []
 
 
-def _why_refused(address: ServerAddress, stop: StopToken, refused: ServerError) -> list[Finding]:
+def _why_refused(
+    address: ServerAddress, stop: StopToken, refused: ServerError, on_executed: Callable[[str], None] | None
+) -> list[Finding]:
     """Why no replication session was admitted; an SQL session, where there is one, knows more."""
     said = _sentence(refused)
     try:
-        connection = connect(address, stop=stop)
+        connection = connect(address, stop=stop, on_executed=on_executed)
     except ServerUnreachable:
         raise
     except DataManagerError:
