@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from tools import cli_reference
 
 from datamanager.base.errors import DataManagerError
 from datamanager.cli.main import run
 from datamanager.cli.session import WITH_WARNINGS
 from datamanager.cli.table import COMMANDS
+from tools import cli_reference
 
 HEAVY = ("numpy", "pydantic", "sqlalchemy", "psycopg", "rich", "cryptography", "zstandard", "tomlkit")
 WORDS = [words.split()[1:] for words, _ in cli_reference.commands()]

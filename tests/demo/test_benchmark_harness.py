@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from benchmarks.contender import Bar, Measurement, measure
 from benchmarks.process import Account, ContenderFailed, Finished, run
 from benchmarks.report import render
 from benchmarks.rows import Absent, RowResult
 from benchmarks.workspace import Workspace
-
 from datamanager.base.units import MIB
 
 # A process that holds 60 MiB only in a child of its own.

@@ -104,7 +104,7 @@ def test_after_a_power_cut_every_reported_backup_is_whole_and_the_cut_one_is_who
     assert first in listed
     assert reported is None or reported in listed
     assert reported or cut[0] != "delete"  # the last moment: both copies are read back by then
-    drive.clusters |= {name: second for name in listed - {first}}
+    drive.clusters |= dict.fromkeys(listed - {first}, second)
     result = verify(repository)
     assert [damage for damage in result.damages if not damage.redundant] == []
     assert all(verdict.ok for verdict in result.backups)

@@ -8,9 +8,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from tools import fetch_postgresql, fetch_rescue_wheels
 
 from tests.servers.binaries import root_folder
+from tools import fetch_postgresql, fetch_rescue_wheels
 
 
 def make_wheel(path: Path, names: list[str]) -> Path:

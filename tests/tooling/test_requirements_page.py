@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from tools.requirements_page import CHECKOUT, main, make_page, read_requirements
 
 SENTENCES = """

@@ -150,6 +150,6 @@ def _judged(
         words = f"{len(hit)} backup{'' if len(hit) == 1 else 's'} affected" if hit else "no backup is affected"
         failure = IntegrityError(
             f"{verb} repository {title}: {len(lost)} damaged object{'' if len(lost) == 1 else 's'}, {words}",
-            hint="Back up again now: what is damaged is stored anew. Restore affected backups from another copy.",
+            hint="Restore affected backups from another copy, and make the next backup in another repository.",
         )
     return Outcome("\n".join(lines), data, said, failure=failure)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from psycopg import pq
 
 from datamanager.base.clock import Clock
-from datamanager.base.errors import ServerError, StreamBroken
+from datamanager.base.errors import ServerError, StreamBroken, UsageError
 from datamanager.base.pipeline import StopToken
 from datamanager.base.units import Lsn
 from datamanager.postgres.connection import ServerAddress, connect
@@ -26,6 +26,7 @@ from datamanager.postgres.source import FileReceiver, SourceEnd, SourceStart, So
 from datamanager.postgres.tar_stream import TarReader
 
 MAX_MANIFEST_BYTES = 1 << 30
+MIN_RATE_KIB, MAX_RATE_KIB = 32, 1 << 20
 _DATA_CORRUPTED = "XX001"
 
 
@@ -44,6 +45,14 @@ class BaseBackupOptions:
     fast_checkpoint: bool = True
     max_rate_kib: int | None = None
     silence_seconds: float = 900.0
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError, for a rate that the server would refuse."""
+        if self.max_rate_kib is not None and not MIN_RATE_KIB <= self.max_rate_kib <= MAX_RATE_KIB:
+            raise UsageError(
+                f"limit rate: {self.max_rate_kib} KiB/s is outside {MIN_RATE_KIB} KiB/s to {MAX_RATE_KIB} KiB/s",
+                hint="Give a rate from 32 KiB to 1 GiB a second, or none.",
+            )
 
 
 class BaseBackupSource:
