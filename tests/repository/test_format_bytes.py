@@ -29,7 +29,8 @@ from datamanager.repository.format import (
     slot_keys,
 )
 from datamanager.repository.keys import Slot, SlotKind, SlotSecret
-from datamanager.repository.layer import FileFlag, FileKind, LayerBuilder, decode_block
+from datamanager.repository.layer import FileFlag, FileKind, LayerBuilder
+from datamanager.repository.layer_reader import decode_block
 from datamanager.repository.lease import LeaseRecord
 from datamanager.repository.manifest import ChecksumFailure, LayerReference, Manifest, Tablespace
 from datamanager.repository.pack import PackBuilder, fingerprint

@@ -19,12 +19,10 @@ from datamanager.repository.layer import (
     FileFlag,
     FileKind,
     LayerBuilder,
-    LayerReader,
     Rows,
     check_path,
-    compose,
-    decode_block,
 )
+from datamanager.repository.layer_reader import LayerReader, compose, decode_block
 
 PACKS = [bytes([number]) * 16 for number in range(6)]
 U32 = 2**32 - 1

@@ -16,7 +16,7 @@ import pytest
 
 from datamanager.base.errors import Busy, IntegrityError, StoreUnavailable
 from datamanager.repository.format import Kind, canonical_json
-from datamanager.repository.lease import ABORT_SECONDS, STALE_SECONDS, Lease, LeaseRecord, boot_id
+from datamanager.repository.lease import ABORT_SECONDS, STALE_SECONDS, Lease, LeaseRecord, boot_id, machine_id
 from datamanager.repository.repository import Repository
 from datamanager.storage.memory import MemoryStorage
 from tests.engine.synthetic_source import SyntheticSource, make_cluster
@@ -135,24 +135,30 @@ def dead_pid() -> int:
 
 
 def test_the_lease_of_a_dead_process_of_this_host_is_swept_at_once(repository: Repository, lease: Lease) -> None:
-    record = put_foreign(repository, host=socket.gethostname(), boot=boot_id(), pid=dead_pid())
+    record = put_foreign(repository, host=socket.gethostname(), machine=machine_id(), boot=boot_id(), pid=dead_pid())
     repository.require_alone(lease)
     assert not any(record.writer in key for key in keys(repository.storage, "leases/"))
 
 
 def test_the_lease_from_before_a_reboot_of_this_host_is_swept_at_once(repository: Repository, lease: Lease) -> None:
-    put_foreign(repository, host=socket.gethostname(), boot="an earlier boot", pid=os.getpid())
+    put_foreign(repository, host=socket.gethostname(), machine=machine_id(), boot="an earlier boot", pid=os.getpid())
     repository.require_alone(lease)
 
 
 def test_the_lease_of_a_living_process_of_this_host_counts(repository: Repository, lease: Lease) -> None:
-    put_foreign(repository, host=socket.gethostname(), boot=boot_id(), pid=os.getppid())
+    put_foreign(repository, host=socket.gethostname(), machine=machine_id(), boot=boot_id(), pid=os.getppid())
     with pytest.raises(Busy):
         repository.require_alone(lease)
 
 
 def test_a_process_number_means_nothing_on_another_host(repository: Repository, lease: Lease) -> None:
     put_foreign(repository, pid=dead_pid(), boot=boot_id())
+    with pytest.raises(Busy):
+        repository.require_alone(lease)
+
+
+def test_a_machine_that_only_has_the_same_name_is_another_host(repository: Repository, lease: Lease) -> None:
+    put_foreign(repository, host=socket.gethostname(), machine="another", boot="another boot", pid=dead_pid())
     with pytest.raises(Busy):
         repository.require_alone(lease)
 

@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datamanager import rescue as package
-from datamanager.repository.layer import FileEntry, FileFlag, FileKind, compose
+from datamanager.repository.layer import FileEntry, FileFlag, FileKind
 from datamanager.repository.layer import Rows as TheirRows
+from datamanager.repository.layer_reader import compose
 from datamanager.rescue import bundled_wheels, rescue, rescue_script, script_sha256
 
 SOURCE = Path(package.__file__).with_name("rescue.py")

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from datamanager.base.pipeline import StopToken
 from datamanager.repository.format import PAGES_PER_CHUNK, ZERO_PACK
-from datamanager.repository.layer import FileEntry, LayerReader
+from datamanager.repository.layer import FileEntry
+from datamanager.repository.layer_reader import LayerReader
 
 # Rows are checked this many at a time: 64 bytes of arrays each, 8 MB.
 _BATCH_ROWS = 1 << 17

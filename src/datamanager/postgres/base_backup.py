@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from psycopg import pq
 
 from datamanager.base.clock import Clock
-from datamanager.base.errors import ServerError, StreamBroken, UsageError
+from datamanager.base.errors import ServerError, ServerUnfit, StreamBroken, UsageError
 from datamanager.base.pipeline import StopToken
 from datamanager.base.units import Lsn
 from datamanager.postgres.connection import ServerAddress, connect
@@ -184,17 +184,17 @@ class _TaggedStream:
                 else:
                     _grow(self.manifest, message[1:])
             elif tag == 0x6E:  # n
-                if archive is not None:
-                    archive.finish()
+                _finish(session, archive)
                 name = bytes(message[1:]).split(b"\0", 1)[0].decode(errors="replace")
                 archive = TarReader(self._receiver, _prefix(name.removesuffix(".tar")))
             elif tag == 0x6D:  # m
-                if archive is not None:
-                    archive.finish()
+                _finish(session, archive)
                 archive = None
             elif tag != 0x70:  # p: our own count is finer
                 raise StreamBroken(f"read from server: unknown message {tag:#x} in the backup stream")
+        _finish(session, archive)
         if not self.manifest:
+            _raise_reason(session)
             raise StreamBroken("read from server: the backup stream ended without its manifest")
 
 
@@ -212,7 +212,7 @@ class _PlainStreams:
             archive = TarReader(self._receiver, _prefix(name))
             for message in session.copy_messages():
                 archive.feed(message)
-            archive.finish()
+            _finish(session, archive)
         _expect_copy(session)
         for message in session.copy_messages():
             _grow(self.manifest, message)
@@ -222,6 +222,27 @@ def _expect_copy(session: ReplicationSession) -> None:
     result = session.result()
     if result is None or result.status != pq.ExecStatus.COPY_OUT:
         raise StreamBroken("read from server: the backup stream did not begin")
+
+
+def _finish(session: ReplicationSession, archive: TarReader | None) -> None:
+    """An archive is over. Raises: the server's own reason when it is cut short, else StreamBroken."""
+    try:
+        if archive is not None:
+            archive.finish()
+    except StreamBroken:
+        _raise_reason(session)
+        raise
+
+
+def _raise_reason(session: ReplicationSession) -> None:
+    """A COPY that the server broke off ends like any other; why it did so is the next result.
+
+    Raises: StreamBroken when the server's state changed midway, such as a promotion; ServerError.
+    """
+    try:
+        session.result()
+    except ServerUnfit as error:
+        raise StreamBroken(error.message) from error
 
 
 def _grow(manifest: bytearray, data: memoryview) -> None:

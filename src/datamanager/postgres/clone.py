@@ -125,6 +125,7 @@ def prepare_clone(
         **(settings or {}),
         **_isolation(major, kept),
         **_for_in_place_tablespaces(data_directory),
+        **_for_large_segments(data_directory),
         **({"hot_standby": "on" if hot_standby else "off"} if recovery else {}),
         **(recovery or {}),
         **_write_files(side_directory, account),
@@ -242,6 +243,15 @@ def _for_in_place_tablespaces(data_directory: Path) -> dict[str, str]:
     folder = data_directory / "pg_tblspc"
     inside = folder.is_dir() and any(one.is_dir() and not one.is_symlink() for one in folder.iterdir())
     return {"allow_in_place_tablespaces": "on"} if inside and sys.platform != "win32" else {}
+
+
+def _for_large_segments(data_directory: Path) -> dict[str, str]:
+    """The server insists on room for two segments; its default has it for those of 16 and 32 MiB."""
+    segments = (data_directory / "pg_wal").glob("[0-9A-F]" * 24)
+    mebibytes = max((one.stat().st_size for one in segments), default=0) >> 20
+    if mebibytes <= 32:
+        return {}
+    return {"min_wal_size": f"{2 * mebibytes}MB", "max_wal_size": f"{max(1024, 4 * mebibytes)}MB"}
 
 
 def _write_files(side_directory: Path, account: Account) -> dict[str, str]:

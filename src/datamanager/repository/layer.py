@@ -16,10 +16,9 @@ reasons.
 
 from __future__ import annotations
 
-import bisect
 import itertools
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from struct import Struct
@@ -29,15 +28,15 @@ import numpy as np
 import numpy.typing as npt
 
 from datamanager.base.errors import IntegrityError
-from datamanager.repository.format import MAX_PAGES_PER_FILE, MAX_PATH_BYTES, META_CHUNK_BYTES, ZERO_PACK
+from datamanager.repository.format import MAX_PATH_BYTES, META_CHUNK_BYTES, ZERO_PACK
 
-_BLOCK = Struct("<IIII")
-_CONTINUES = 1
-_FILE_BYTES = 2 + 1 + 1 + 2 + 8 + 4 + 4 + 4
-_ROW_BYTES = 16
-_COUNT = Struct("<I")
-_TABLE_ENTRY = 32
-TABLE_ENTRIES_PER_CHUNK = META_CHUNK_BYTES // _TABLE_ENTRY
+BLOCK = Struct("<IIII")
+CONTINUES = 1
+FILE_BYTES = 2 + 1 + 1 + 2 + 8 + 4 + 4 + 4
+ROW_BYTES = 16
+INDEX_COUNT = Struct("<I")
+TABLE_ENTRY = 32
+TABLE_ENTRIES_PER_CHUNK = META_CHUNK_BYTES // TABLE_ENTRY
 _INDEX_BUDGET = META_CHUNK_BYTES - 4096
 
 U32 = npt.NDArray[np.uint32]
@@ -180,7 +179,7 @@ class LayerBuilder:
             raise IntegrityError("write layer: a pack was not finished")
         blocks, index = self._blocks(order)
         entries = b"".join(pack + digest for pack, digest in self._packs)
-        step = TABLE_ENTRIES_PER_CHUNK * _TABLE_ENTRY
+        step = TABLE_ENTRIES_PER_CHUNK * TABLE_ENTRY
         table = [entries[start : start + step] for start in range(0, len(entries), step)]
         return EncodedLayer(blocks, table, _encode_index(index), self.files, self.rows)
 
@@ -189,21 +188,21 @@ class LayerBuilder:
         index: list[bytes] = []
         members: list[tuple[int, int, int]] = []  # file, first row, end of rows
         continues = False
-        room = META_CHUNK_BYTES - _BLOCK.size
+        room = META_CHUNK_BYTES - BLOCK.size
         ends = [*self._row_start[1:], len(self._first)]
         columns = [np.frombuffer(c, np.uint32) for c in (self._first, self._pages, self._pack, self._position)]
         for number in order:
             start, end = self._row_start[number], ends[number]
             while True:
-                head = _FILE_BYTES + len(self._paths[number])
-                if members and room < head + (_ROW_BYTES if end > start else 0):
+                head = FILE_BYTES + len(self._paths[number])
+                if members and room < head + (ROW_BYTES if end > start else 0):
                     blocks.append(self._encode_block(members, columns, continues))
                     index.append(self._paths[members[0][0]])
-                    members, continues, room = [], start != self._row_start[number], META_CHUNK_BYTES - _BLOCK.size
+                    members, continues, room = [], start != self._row_start[number], META_CHUNK_BYTES - BLOCK.size
                     continue
-                taken = min(end - start, (room - head) // _ROW_BYTES)
+                taken = min(end - start, (room - head) // ROW_BYTES)
                 members.append((number, start, start + taken))
-                room -= head + taken * _ROW_BYTES
+                room -= head + taken * ROW_BYTES
                 start += taken
                 if start == end:
                     break
@@ -221,7 +220,7 @@ class LayerBuilder:
         joined = b"".join(paths)
         return b"".join(
             (
-                _BLOCK.pack(len(members), len(rows), len(joined), _CONTINUES if continues else 0),
+                BLOCK.pack(len(members), len(rows), len(joined), CONTINUES if continues else 0),
                 np.array([len(path) for path in paths], dtype="<u2").tobytes(),
                 joined,
                 bytes(self._kind[number] for number in numbers),
@@ -278,240 +277,15 @@ def _to_distances(values: U32, pages: U32, counts: U32) -> U32:
     return distances
 
 
-def _from_distances(distances: U32, pages: U32, counts: U32) -> npt.NDArray[np.int64]:
-    """Absolute values, not reduced modulo 2^32: rising and disjoint within a file by construction."""
-    steps = distances.astype(np.int64)
-    if not len(distances):
-        return steps
-    steps[1:] += pages[:-1]
-    starts = np.cumsum(counts, dtype=np.int64) - counts
-    starts = starts[counts > 0]
-    steps[starts] = distances[starts]
-    total = np.cumsum(steps)
-    base = np.zeros(len(starts), np.int64)
-    base[1:] = total[starts[1:] - 1]
-    lengths = np.diff(np.append(starts, len(distances)))
-    result: npt.NDArray[np.int64] = total - np.repeat(base, lengths)
-    return result
-
-
 def _encode_index(paths: list[bytes]) -> list[bytes]:
     chunks: list[bytes] = []
     start = 0
     while start < len(paths):
-        size, end = _COUNT.size, start
+        size, end = INDEX_COUNT.size, start
         while end < len(paths) and size + 2 + len(paths[end]) <= _INDEX_BUDGET:
             size += 2 + len(paths[end])
             end += 1
         lengths = np.array([len(path) for path in paths[start:end]], dtype="<u2").tobytes()
-        chunks.append(_COUNT.pack(end - start) + lengths + b"".join(paths[start:end]))
+        chunks.append(INDEX_COUNT.pack(end - start) + lengths + b"".join(paths[start:end]))
         start = end
     return chunks
-
-
-def _split_paths(data: bytes, lengths: npt.NDArray[np.int64], offset: int) -> list[bytes]:
-    ends = offset + np.cumsum(lengths)
-    starts = ends - lengths
-    return [data[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
-
-
-def decode_block(data: bytes, packs: int) -> tuple[list[FileEntry], bool]:
-    """The files of a block and whether the first continues the block before.
-
-    Args: packs - entries of the layer's pack table, which every row must respect.
-    Raises: IntegrityError.
-    """
-    malformed = IntegrityError("read layer: malformed block")
-    if len(data) < _BLOCK.size or len(data) > META_CHUNK_BYTES:
-        raise malformed
-    files, rows, path_bytes, flags = _BLOCK.unpack_from(data)
-    if len(data) != _BLOCK.size + files * _FILE_BYTES + path_bytes + rows * _ROW_BYTES or flags & ~_CONTINUES:
-        raise malformed
-    position = _BLOCK.size
-
-    def column(kind: str, count: int) -> npt.NDArray[np.int64]:
-        nonlocal position
-        values = np.frombuffer(data, kind, count, position)
-        position += values.nbytes
-        return values.astype(np.int64)
-
-    lengths = column("<u2", files)
-    if int(lengths.sum()) != path_bytes:
-        raise malformed
-    paths = _split_paths(data, lengths, position)
-    position += path_bytes
-    kinds, marks = column("u1", files), column("u1", files)
-    modes = column("<u2", files)
-    sizes = np.frombuffer(data, "<u8", files, position)
-    position += sizes.nbytes
-    kept, crcs, counts = column("<u4", files), column("<u4", files), column("<u4", files)
-    if int(counts.sum()) != rows:
-        raise malformed
-    first, pages, pack, place = (column("<u4", rows).astype(np.uint32) for _ in range(4))
-    counts32 = counts.astype(np.uint32)
-    firsts = _from_distances(first, pages, counts32)
-    if rows and bool(np.any((pack >= packs) & (pack != ZERO_PACK)) or pages.min() == 0):
-        raise malformed
-    if rows and int((firsts + pages).max()) > MAX_PAGES_PER_FILE:
-        raise malformed
-    first = firsts.astype(np.uint32)
-    place = (_from_distances(place, pages, counts32) & 0xFFFF_FFFF).astype(np.uint32)
-    entries = []
-    end = 0
-    for number in range(files):
-        start, end = end, end + int(counts[number])
-        check_path(paths[number])
-        if kinds[number] not in FileKind._value2member_map_ or marks[number] > FileFlag.GONE | FileFlag.BADSUM:
-            raise malformed
-        entries.append(
-            FileEntry(
-                path=paths[number],
-                kind=FileKind(int(kinds[number])),
-                mode=int(modes[number]),
-                size=int(sizes[number]),
-                kept=int(kept[number]),
-                flags=FileFlag(int(marks[number])),
-                crc32c=int(crcs[number]),
-                rows=Rows(first[start:end], pages[start:end], pack[start:end], place[start:end]),
-            )
-        )
-    return entries, bool(flags & _CONTINUES)
-
-
-class LayerReader:
-    """Reads one stored layer block by block. Thread-safe if ``load`` is.
-
-    Args: load - gives raw chunk ``n`` of the layer; blocks, table, index - how many chunks of each.
-    """
-
-    def __init__(self, load: Callable[[int], bytes], blocks: int, table: int, index: int) -> None:
-        self._load = load
-        self._blocks = blocks
-        self._table = table
-        self._index = index
-        self._packs: list[tuple[bytes, bytes]] | None = None
-        self._first_paths: list[bytes] | None = None
-
-    @property
-    def packs(self) -> list[tuple[bytes, bytes]]:
-        """The pack table: (id, digest). Raises: IntegrityError."""
-        if self._packs is None:
-            data = b"".join(self._load(self._blocks + number) for number in range(self._table))
-            if len(data) % _TABLE_ENTRY:
-                raise IntegrityError("read layer: malformed pack table")
-            self._packs = [
-                (data[start : start + 16], data[start + 16 : start + 32]) for start in range(0, len(data), 32)
-            ]
-        return self._packs
-
-    def entries(self, start: int = 0) -> Iterator[FileEntry]:
-        """Every file in path order, from block ``start`` on. Raises: IntegrityError."""
-        pending: list[FileEntry] = []
-        previous = b""
-        packs = len(self.packs)
-        for number in range(start, self._blocks):
-            entries, continues = decode_block(self._load(number), packs)
-            expected = bool(pending and entries and entries[0].path == pending[0].path)
-            if continues != expected and (number > start or number == 0):
-                raise IntegrityError("read layer: malformed sequence of blocks")
-            if continues and not pending:
-                if number == 0:
-                    raise IntegrityError("read layer: malformed sequence of blocks")
-                entries = entries[1:]  # began in a block that was not asked for
-            for entry in entries:
-                if pending and entry.path == pending[0].path:
-                    pending.append(entry)
-                    continue
-                if pending:
-                    previous = pending[0].path
-                    yield _joined(pending)
-                if entry.path <= previous:
-                    raise IntegrityError("read layer: files out of order")
-                pending = [entry]
-        if pending:
-            yield _joined(pending)
-
-    def find(self, path: bytes) -> FileEntry | None:
-        """One file, by the index of first paths."""
-        if self._first_paths is None:
-            self._first_paths = self._read_index()
-        if not self._first_paths or path < self._first_paths[0]:
-            return None
-        # A block whose first path is this one may only continue the file, which then began in the block before.
-        block = max(0, bisect.bisect_left(self._first_paths, path) - 1)
-        for entry in self.entries(block):
-            if entry.path >= path:
-                return entry if entry.path == path else None
-        return None
-
-    def _read_index(self) -> list[bytes]:
-        paths: list[bytes] = []
-        for number in range(self._index):
-            data = self._load(self._blocks + self._table + number)
-            (count,) = _COUNT.unpack_from(data) if len(data) >= _COUNT.size else (0,)
-            if count == 0 or len(data) < _COUNT.size + 2 * count:
-                raise IntegrityError("read layer: malformed index")
-            lengths = np.frombuffer(data, "<u2", count, _COUNT.size).astype(np.int64)
-            if len(data) != _COUNT.size + 2 * count + int(lengths.sum()):
-                raise IntegrityError("read layer: malformed index")
-            paths += _split_paths(data, lengths, _COUNT.size + 2 * count)
-        if len(paths) != self._blocks:
-            raise IntegrityError("read layer: the index does not match")
-        return paths
-
-
-def _joined(parts: list[FileEntry]) -> FileEntry:
-    if len(parts) == 1:
-        return parts[0]
-    head = parts[0]
-    # Each block counts distances from its own start of the file, so the values are absolute in every part.
-    rows = Rows(*(np.concatenate([getattr(part.rows, name) for part in parts]) for name in Rows._fields))
-    return FileEntry(head.path, head.kind, head.mode, head.size, head.kept, head.flags, head.crc32c, rows)
-
-
-def compose(entries: Sequence[FileEntry], page_size: int) -> FileEntry | None:
-    """One file as its backup sees it, from its entries oldest to newest; pack numbers must share one table.
-
-    Returns: None if the newest layer that knows the file says it is gone. Pages that no layer gives are zeros.
-    """
-    newest = entries[-1]
-    if newest.size > MAX_PAGES_PER_FILE * page_size:
-        raise IntegrityError(f"read layer: impossible size of {newest.path[:80]!r}")
-    if newest.flags & FileFlag.GONE:
-        return None
-    if len(entries) == 1 or newest.kept == 0:
-        return newest
-    total = -(-newest.size // page_size)
-    pack = np.full(total, ZERO_PACK, np.uint32)
-    position = np.zeros(total, np.uint32)
-    for entry in entries:
-        pack[entry.kept :] = ZERO_PACK
-        if entry.flags & FileFlag.GONE:
-            pack[:] = ZERO_PACK
-            continue
-        for first, pages, number, place in zip(*(column.tolist() for column in entry.rows), strict=True):
-            end = min(first + pages, total)
-            if first < end:
-                pack[first:end] = number
-                position[first:end] = place + np.arange(end - first, dtype=np.uint32)
-    return FileEntry(
-        newest.path,
-        newest.kind,
-        newest.mode,
-        newest.size,
-        0,
-        newest.flags,
-        newest.crc32c,
-        _runs(pack, position),
-    )
-
-
-def _runs(pack: U32, position: U32) -> Rows:
-    held = np.flatnonzero(pack != ZERO_PACK)
-    if not len(held):
-        return Rows.empty()
-    owners, places = pack[held], position[held]
-    breaks = (np.diff(held) != 1) | (np.diff(owners.astype(np.int64)) != 0) | (np.diff(places.astype(np.int64)) != 1)
-    starts = np.concatenate(([0], np.flatnonzero(breaks) + 1))
-    lengths = np.diff(np.append(starts, len(held)))
-    return Rows(held[starts].astype(np.uint32), lengths.astype(np.uint32), owners[starts], places[starts])

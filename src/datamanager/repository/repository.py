@@ -28,7 +28,8 @@ from datamanager.repository.format import (
     pack_key,
 )
 from datamanager.repository.keys import Ring, SlotSecret
-from datamanager.repository.layer import FileEntry, LayerReader, compose
+from datamanager.repository.layer import FileEntry
+from datamanager.repository.layer_reader import LayerReader, compose
 from datamanager.repository.lease import STALE_SECONDS, Lease, LeaseRecord
 from datamanager.repository.manifest import LayerReference, Manifest
 from datamanager.repository.objects import UNREADABLE, OpenPack, SealedStore
