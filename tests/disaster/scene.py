@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -137,6 +138,16 @@ class Office:
 
 def run_victim(office: Office, moment: str, **order: Any) -> subprocess.CompletedProcess[str]:
     """Run the victim to its end; see ``tests.disaster.victim``."""
+    process = start_victim(office, moment, **order)
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def start_victim(office: Office, moment: str = "", **order: Any) -> subprocess.Popen[str]:
+    """Begin a victim; without a moment it runs to its end unless it is killed."""
     words = {
         "work": "restore" if order else "backup",
         "moment": moment,
@@ -146,15 +157,17 @@ def run_victim(office: Office, moment: str, **order: Any) -> subprocess.Complete
         "tablespaces": {},
         **order,
     }
-    return subprocess.run(
-        [sys.executable, "-m", "tests.disaster.victim"],
-        input=json.dumps(words, default=str),
-        cwd=CHECKOUT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    with tempfile.TemporaryFile("w+") as given:
+        json.dump(words, given, default=str)
+        given.seek(0)
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.disaster.victim"],
+            stdin=given,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=CHECKOUT,
+            text=True,
+        )
 
 
 def temporaries(root: Path) -> list[Path]:
@@ -192,7 +205,11 @@ def assert_cannot_start(server: Server, target: Path) -> None:
     done = server.run("pg_ctl", "start", "-D", target, "-w", "-t", "20", "-l", log, "-o", options, check=False)
     said = done.stdout + done.stderr + (log.read_text() if log.exists() else "")
     assert done.returncode != 0, f"a half-restored directory started: {said}"
-    reasons = ("is not a database cluster directory", "does not exist", "could not find the database system")
-    reasons += ('global/pg_control" for reading: No such file',)
+    reasons = [
+        "is not a database cluster directory",
+        "does not exist",
+        "could not find the database system",
+        'global/pg_control" for reading: No such file',
+    ]
     assert any(reason in said for reason in reasons), said
     assert not (target / "postmaster.pid").exists()

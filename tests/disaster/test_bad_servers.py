@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +55,7 @@ class Desk:
 
 
 @pytest.fixture
-def desk(new_server: NewServer, command: CommandLine, open_folder: Path) -> Iterator[Desk]:
+def desk(new_server: NewServer, command: CommandLine, open_folder: Path) -> Desk:
     server = new_server()
     command.repository("usb", open_folder / "usb")
     return Desk(command, open_folder / "usb", server)
@@ -189,13 +189,15 @@ def test_names_with_spaces_quotes_and_letters_of_any_language_survive_the_whole_
     place.mkdir(mode=0o700)
     hand_over(place)
     server.sql(f"create tablespace \"größe 1 o'k\" location '{place}'")
-    server.sql("create table t tablespace \"größe 1 o'k\" as select 7 as x")
+    server.sql('create table t tablespace "größe 1 o\'k" as select 7 as x')
     odd = open_folder / name.replace('"', "”")
     odd.mkdir()
     desk.command.repository("odd", odd / "my drive")
     desk.command.cluster("office", server.make_dsn(user='o\'hara "x"', database=name), "--repo", "odd")
-    backup = desk.command.ok("backup", "run", "office", "--name", name)
-    assert backup["name"] == name
+    refused = desk.command.refused(2, "backup", "run", "office", "--name", name, advises=["for example"])
+    suggested = refused.last["hint"].partition('"')[2].rpartition('"')[0]
+    backup = desk.command.ok("backup", "run", "office", "--name", suggested)
+    assert backup["name"] == suggested == "Büro -Süd- O'Hara 東京"
     target, space = odd / "new one", odd / "space\tone"
     desk.command.ok("restore", "latest", "--target", target, "--tablespace-map", f"{place}={space}")
     restored = new_server.adopt(target)

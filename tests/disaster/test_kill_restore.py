@@ -59,7 +59,7 @@ def test_a_killed_restore_cannot_start_and_says_so_when_it_is_run_again(
         with pytest.raises(TargetUnfit, match=f"target {target} holds an unfinished restore") as refused:
             office.restore(manifest, target, {str(scene_18.tablespace): space})
         assert "Delete that directory" in refused.value.hint
-        with pytest.raises(TargetUnfit, match="holds an unfinished restore|is not empty"):
+        with pytest.raises(TargetUnfit, match=r"holds an unfinished restore|is not empty"):
             office.restore(manifest, open_folder / "other", {str(scene_18.tablespace): space})
         assert not (open_folder / "other").exists()
     assert scene_18.server.value("select count(*) from ledger") == 20000  # the server itself is untouched
@@ -73,7 +73,7 @@ def test_after_a_killed_restore_the_repository_is_clean_and_a_new_one_works(
     office.kill("progress any 2", backup=backup, target=open_folder / "cut", tablespaces=spaces)
     assert_clean(office)
     manifest = office.repository().manifest(backup)
-    with pytest.raises(TargetUnfit, match="directory of tablespace .* holds an unfinished restore"):
+    with pytest.raises(TargetUnfit, match=r"directory of tablespace .* holds an unfinished restore"):
         office.restore(manifest, open_folder / "new", spaces)
     remove_folder(open_folder / "space")
 

@@ -83,7 +83,15 @@ def test_a_bare_machine_without_network_restores_the_server_with_the_printed_cod
 
     target, space = open_folder / "new", open_folder / "new space"
     (oid,) = re.findall(r"pg_tblspc/(\d+)", "\n".join(map(str, (server.data_directory / "pg_tblspc").iterdir())))
-    words = ["restore", "--check-crc", "--owner", "postgres", "--tablespace", f"{oid}={space}", target]
+    words: list[str | Path] = [
+        "restore",
+        "--check-crc",
+        "--owner",
+        "postgres",
+        "--tablespace",
+        f"{oid}={space}",
+        target,
+    ]
     restored = caged(drive / "rescue.py", *words, typed=f"{code}\n")
     assert restored.returncode == 0, restored.stdout + restored.stderr
     with new_server.adopt(target, own=False).connect() as connection:
@@ -101,7 +109,7 @@ def test_in_the_cage_a_wrong_code_opens_nothing_and_a_damaged_drive_gives_nothin
     command.ok("backup", "run", "office")
     target, mapped = open_folder / "new", f"{open_folder / 'space'}"
     (link,) = (server.data_directory / "pg_tblspc").iterdir()
-    words = ["restore", "--tablespace", f"{link.name}={mapped}", target]
+    words: list[str | Path] = ["restore", "--tablespace", f"{link.name}={mapped}", target]
 
     wrong = code[:-1] + ("7" if code[-1] != "7" else "8")
     refused = caged(drive / "rescue.py", *words, typed=f"{wrong}\n")

@@ -135,7 +135,14 @@ def test_a_stopped_restore_cannot_start_and_leaves_the_repository_as_it_was(
 ) -> None:
     before = objects_below(desk.drive)
     target, space = open_folder / "new", open_folder / "space"
-    words = ["restore", desk.backup, "--target", target, "--tablespace-map", f"{scene_18.tablespace}={space}"]
+    words: list[str | Path] = [
+        "restore",
+        desk.backup,
+        "--target",
+        target,
+        "--tablespace-map",
+        f"{scene_18.tablespace}={space}",
+    ]
     running = _slowed(desk.command.start(*words, "--json"))
     running.until('"restoring"')
     running.signal(number)

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from datamanager.repository.format import PAGES_PER_CHUNK
 from datamanager.repository.known import ParentPlaces
-from datamanager.repository.layer import FileKind, LayerBuilder, LayerReader
+from datamanager.repository.layer import FileKind, LayerBuilder
+from datamanager.repository.layer_reader import LayerReader
 from datamanager.repository.repository import Contents, Repository
 
 PAGE = 8192

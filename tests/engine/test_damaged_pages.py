@@ -39,7 +39,9 @@ def damaged_server(server: Server) -> dict[str, list[int]]:
     hand_over(place)
     server.sql(f"create tablespace odd location '{place}'")
     for table, where in (("many", ""), ("few", ""), ("spaced", "tablespace odd"), ("whole", "")):
-        server.sql(f"create table {table} {where} as select n, repeat(md5(n::text), 8) t from generate_series(1, 6000) n")
+        server.sql(
+            f"create table {table} {where} as select n, repeat(md5(n::text), 8) t from generate_series(1, 6000) n"
+        )
     server.sql("checkpoint")
     damage = {
         file_of(server, "many"): [0, 3, 4, 31, 32, 33, 64, 90],
@@ -57,7 +59,9 @@ def by_path(failures: list[ChecksumFailure]) -> dict[str, list[int]]:
     return {one.path: one.blocks for one in failures}
 
 
-def check_restored(works: Works, manifest: Manifest, server: Server, damage: dict[str, list[int]], version: str) -> None:
+def check_restored(
+    works: Works, manifest: Manifest, server: Server, damage: dict[str, list[int]], version: str
+) -> None:
     """Every byte is what the server had: the damaged pages too, for better copies do not exist."""
     target = works.restore(manifest)
     for path in damage:
@@ -91,7 +95,9 @@ def test_a_backup_of_damaged_pages_is_kept_and_names_every_file_and_block(
         assert f"block {blocks[0]}" in warning
     assert manifest.warnings == result.warnings == heard.warnings
     assert works.reopened().manifest(manifest.backup) == manifest
-    plan = works.plan(manifest, works.folder / "planned", {one.location: works.folder / "ts" for one in manifest.tablespaces})
+    plan = works.plan(
+        manifest, works.folder / "planned", {one.location: works.folder / "ts" for one in manifest.tablespaces}
+    )
     assert any("damaged pages" in warning for warning in plan.warnings)
     check_restored(works, manifest, server, damage, pg_version)
 

@@ -91,7 +91,9 @@ def _fill(connection: psycopg.Connection[Any], megabytes: int) -> None:
     connection.execute("create sequence numbers start 4711")
     connection.execute("select nextval('numbers')")
     connection.execute("create materialized view sums as select day, sum(n) s from parted group by day")
-    connection.execute("select lo_from_bytea(0, decode(repeat(md5(n::text), 500), 'hex')) from generate_series(1, 20) n")
+    connection.execute(
+        "select lo_from_bytea(0, decode(repeat(md5(n::text), 500), 'hex')) from generate_series(1, 20) n"
+    )
 
 
 Digests = dict[str, dict[str, TableDigest]]

@@ -15,7 +15,8 @@ from datamanager.engine.verify import VerifyOptions, VerifyResult
 from datamanager.engine.verify_rows import check_rows
 from datamanager.repository.commit import publish, write_layer
 from datamanager.repository.format import ZERO_PACK
-from datamanager.repository.layer import FileKind, LayerBuilder, LayerReader
+from datamanager.repository.layer import FileKind, LayerBuilder
+from datamanager.repository.layer_reader import LayerReader
 from datamanager.repository.manifest import LayerReference
 from datamanager.repository.repository import Repository
 from tests.engine.synthetic_source import make_cluster

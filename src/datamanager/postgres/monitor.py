@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import psutil
 import psycopg
 
-from datamanager.base.errors import DataManagerError, ServerUnfit
+from datamanager.base.errors import DataManagerError, NotFound, ServerUnfit
 from datamanager.base.pipeline import StopToken
 from datamanager.base.units import format_size
 from datamanager.postgres.connection import ServerAddress, connect, hang_up
@@ -109,14 +109,19 @@ class BackupMonitor:
 
     def _watch(self) -> None:
         try:
-            with connect(
-                self._address, stop=self._stop, database="postgres", on_executed=self._tell_once
-            ) as connection:
+            with self._connect() as connection:
                 self._connection = connection
                 self._look_until_stopped(connection)
         except (psycopg.Error, DataManagerError) as error:
             if not self._stop.stopping:
                 self._on_warning(f"watch backup: the server's WAL cannot be watched ({str(error).splitlines()[0]})")
+
+    def _connect(self) -> psycopg.Connection[tuple[object, ...]]:
+        """A session in ``postgres``, or in template1 where that database was dropped. Raises: as ``connect``."""
+        try:
+            return connect(self._address, stop=self._stop, database="postgres", on_executed=self._tell_once)
+        except NotFound:
+            return connect(self._address, stop=self._stop, database="template1", on_executed=self._tell_once)
 
     def _look_until_stopped(self, connection: psycopg.Connection[tuple[object, ...]]) -> None:
         phase, warned = "", False

@@ -29,7 +29,7 @@ _OFFSETS = np.array(
 )  # fmt: skip
 
 _RELATION = re.compile(
-    rb"^(?:global|base/\d+|pg_tblspc/\d+/PG_\d+_\d+/\d+)/\d+(?:_(?:fsm|vm|init))?(?:\.(?P<segment>\d+))?$"
+    rb"^(?:global|base/\d+|pg_tblspc/\d+/PG_\d+_\d+/\d+)/\d+(?:_(?:fsm|vm|init))?(?:\.(?P<segment>\d+))?\Z"
 )
 
 

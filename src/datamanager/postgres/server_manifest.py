@@ -56,7 +56,7 @@ def manifest_files(manifest: bytes) -> Iterator[ManifestFile]:
             path = bytes.fromhex(encoded) if encoded is not None else value["Path"].encode()
             crc = int.from_bytes(bytes.fromhex(value["Checksum"]), "little")
             yield ManifestFile(path, int(value["Size"]), crc)
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise IntegrityError("read backup manifest: a malformed line") from error
 
 
@@ -70,7 +70,7 @@ def wal_ranges(manifest: bytes) -> list[WalRange]:
                 ranges.append(
                     WalRange(int(value["Timeline"]), Lsn.parse(value["Start-LSN"]), Lsn.parse(value["End-LSN"]))
                 )
-            except (KeyError, ValueError) as error:
+            except (KeyError, ValueError, TypeError, RecursionError) as error:
                 raise IntegrityError("read backup manifest: a malformed line") from error
     return ranges
 

@@ -159,7 +159,7 @@ class TablespaceScanner:
 def created_tablespaces(pg_wal: Path, start: Lsn) -> list[CreatedTablespace]:
     """What the segments of a restored ``pg_wal`` would create from ``start`` on. Raises: OSError."""
     scanner = TablespaceScanner(start)
-    for path in sorted(pg_wal.iterdir()):
+    for path in sorted(pg_wal.iterdir() if pg_wal.is_dir() else ()):
         if not _SEGMENT.match(path.name):
             continue
         scanner.begin(path.name)
