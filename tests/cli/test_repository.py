@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import stat
 from pathlib import Path
@@ -183,3 +184,20 @@ def test_a_cluster_is_changed_and_forgotten(backed_up: Installation) -> None:
     backed_up.ok("cluster", "remove", "clinic")
     assert backed_up.result("cluster", "list")["clusters"] == []
     assert len(backed_up.result("backup", "list")["backups"]) == 1
+
+
+def test_what_a_killed_run_left_half_written_goes_with_a_backup_a_day_later(
+    installation: Installation, server: Server
+) -> None:
+    place = installation.init()
+    installation.ok("cluster", "add", "clinic", server.dsn, "--repo", "usb")
+    old, young = (
+        place / "packs" / "00" / ".put-0123456789abcdef.tmp",
+        place / "meta" / "00" / ".put-fedcba9876543210.tmp",
+    )
+    for path in (old, young):
+        path.write_bytes(b"half a pack")
+    os.utime(old, (1, 1))
+    installation.ok("backup", "run", "clinic")
+    assert not old.exists()
+    assert young.exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 from datamanager.app import clusters
 from datamanager.app.addresses import address_of, local_directory
 from datamanager.app.context import Context
-from datamanager.app.opening import Named, Unlocking, choose, choose_holding, opened
+from datamanager.app.opening import Named, Unlocking, choose, choose_holding, opened, sweep_leftovers
 from datamanager.app.repository_files import refresh_files
 from datamanager.base.errors import Cancelled, ConfigurationError, DataManagerError
 from datamanager.base.events import PhaseStarted, Warned
@@ -102,6 +102,7 @@ def run(context: Context, options: RunOptions, unlocking: Unlocking) -> Taken:
         result = _streamed(context, repository, address, facts, engine, _protocol(options, cluster, name))
         context.listener(PhaseStarted("refreshing README.txt"))
         refresh_files(context, repository)
+        sweep_leftovers(named)
     return Taken(named, result)
 
 

@@ -18,6 +18,7 @@ from datamanager.repository import access
 from datamanager.repository.keys import Ring, SlotKind, SlotSecret
 from datamanager.repository.repository import Repository
 from datamanager.storage.base import Storage
+from datamanager.storage.local import LocalStorage, sweep_temporaries
 from datamanager.storage.registry import local_path, open_storage
 from datamanager.storage.retry import RetryingStorage
 
@@ -131,6 +132,18 @@ def opened_storage(context: Context, named: Named) -> Iterator[Storage]:
     storage = RetryingStorage(open_storage(named.config.url), context.stop)
     try:
         yield storage
+    finally:
+        storage.close()
+
+
+def sweep_leftovers(named: Named) -> int:
+    """Remove what killed runs left half written in a local repository, a day after; returns how many files.
+
+    Raises: StoreUnplugged, StoreError.
+    """
+    storage = open_storage(named.config.url)
+    try:
+        return sweep_temporaries(storage) if isinstance(storage, LocalStorage) else 0
     finally:
         storage.close()
 
