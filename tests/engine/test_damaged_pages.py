@@ -77,7 +77,7 @@ def check_restored(
         assert 5900 < row[0] < 6000
 
 
-@pytest.mark.pg("14-18")
+@pytest.mark.pg("14,16,18")
 @pytest.mark.decision(18)
 def test_a_backup_of_damaged_pages_is_kept_and_names_every_file_and_block(
     new_server: NewServer, works: Works, pg_version: str

@@ -53,7 +53,7 @@ def write_a_lot(dsn: str) -> None:
         connection.execute("checkpoint")
 
 
-@pytest.mark.pg("14-18,15-debian")
+@pytest.mark.pg("14-18")
 @pytest.mark.decision(1)
 def test_live_tablespaces_stay_untouched_while_a_clone_beside_them_starts_writes_and_stops(
     new_server: NewServer, works: Works, pg_version: str

@@ -50,7 +50,7 @@ def repeating(act: Callable[[int], object]) -> Iterator[list[int]]:
         raise failures[0]
 
 
-@pytest.mark.pg("14-18")
+@pytest.mark.pg("14,15,18")
 def test_tables_and_databases_that_come_and_go_during_the_backup_do_no_harm(
     new_server: NewServer, works: Works, pg_version: str
 ) -> None:
@@ -88,7 +88,7 @@ def test_tables_and_databases_that_come_and_go_during_the_backup_do_no_harm(
     pg(clone.programs, "pg_checksums", "--check", "-D", target)
 
 
-@pytest.mark.pg("14-18")
+@pytest.mark.pg("14,17,18")
 @pytest.mark.decision(1)
 def test_a_backup_during_which_a_tablespace_is_created_is_not_kept_for_its_replay_would_reach_the_live_one(
     new_server: NewServer, works: Works
@@ -101,7 +101,7 @@ def test_a_backup_during_which_a_tablespace_is_created_is_not_kept_for_its_repla
         server.sql("create table in_late tablespace late as select generate_series(1, 1000) n")
 
     with pytest.raises(StreamBroken, match=r"a tablespace was created in .*tablespace-late while the backup ran"):
-        works.back_up(server, heard=at(4 << 20, create), max_rate_kib=8192)
+        works.back_up(server, heard=at(4 << 20, create), max_rate_kib=16384)
     wait_until_nothing_is_left(server, works, 3)
     manifest = works.back_up(server).manifest
     assert [one.location for one in outside(manifest)] == [str(server.folder / "tablespace-late")]
@@ -121,7 +121,7 @@ def test_a_tablespace_dropped_during_the_backup_costs_nothing(
         server.sql("drop table in_it")
         server.sql("drop tablespace leaving")
 
-    manifest = works.back_up(server, heard=at(4 << 20, drop), max_rate_kib=8192).manifest
+    manifest = works.back_up(server, heard=at(4 << 20, drop), max_rate_kib=16384).manifest
     target = works.restore(manifest)
     with works.clone(target, manifest, pg_version) as clone, psycopg.connect(clone.dsn) as connection:
         assert connection.execute("select count(*) from pg_tablespace").fetchone() == (2,)
@@ -244,7 +244,7 @@ def test_a_standby_that_is_promoted_midway_fails_the_backup_and_the_next_one_wor
         standby.value("select pg_promote(true, 30)")
 
     with pytest.raises(StreamBroken, match="promoted") as failed:
-        works.back_up(standby, heard=at(6 << 20, promote), max_rate_kib=8192)
+        works.back_up(standby, heard=at(6 << 20, promote), max_rate_kib=16384)
     assert "run the backup again" in failed.value.hint
     wait_until_nothing_is_left(standby, works)
     result = works.back_up(standby)

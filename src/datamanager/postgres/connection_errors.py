@@ -207,7 +207,7 @@ def _no_room(refusal: Refusal, message: str) -> DataManagerError:
     if "max_wal_senders" in refusal.text or (refusal.replication and refusal.function == "InitProcess"):
         hint = (
             "Run `ALTER SYSTEM SET max_wal_senders = 10;` (or more than now) and restart the server; a backup needs 2."
-            " With wal_level = minimal set that to replica first, or use `backup run --cold`."
+            " With wal_level = minimal set that to replica first."
         )
         return ServerUnfit(message, hint=hint)
     hint = "Close idle sessions, or run `ALTER SYSTEM SET max_connections = ...;` with a higher number and restart."
