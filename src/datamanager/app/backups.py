@@ -206,7 +206,8 @@ def listed(
         except DataManagerError as error:
             context.stop.check()
             errors.append(error)
-    return sorted(found, key=lambda one: (one.manifest.started, one.manifest.backup)), errors
+    # Backups of one second are told apart by the order in which their repository took them.
+    return sorted(found, key=lambda one: (one.manifest.started, one.repository, one.manifest.sequence)), errors
 
 
 def _of_one(context: Context, named: Named, cluster: str | None, unlocking: Unlocking) -> list[Listed]:
