@@ -11,14 +11,17 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from benchmarks.machine import machine_facts
+from benchmarks.increment_rows import sizes_row
+from benchmarks.machine import machine_facts, processor
 from benchmarks.process import Account, ContenderFailed
-from benchmarks.report import render
-from benchmarks.rows import ROWS, RowResult, Setting
+from benchmarks.report import bar_lines, merge, render
 from benchmarks.server import BenchmarkServer
+from benchmarks.setting import RowResult, Setting, Table
+from benchmarks.table import ROWS, Data
 from benchmarks.workspace import Workspace, warm_cache
 from datamanager.base.errors import DataManagerError
 from datamanager.base.files import write_durably
@@ -39,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if unknown:
             raise ContenderFailed(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")
         with Workspace(options.work, _account()) as workspace:
-            workspace.need_space(options.size * _SPACE_FACTOR)
+            workspace.need_space(max(options.size) * _SPACE_FACTOR)
             workspace.show_as(Path.cwd(), ".")
             workspace.show_as(Path(sys.prefix), "VENV")
             _measure(options, workspace)
@@ -51,51 +54,90 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measure(options: argparse.Namespace, workspace: Workspace) -> None:
     facts = machine_facts(workspace.path)
+    before = "" if options.fresh or not options.out.exists() else options.out.read_text()
     results: list[RowResult] = []
-    for names, many_files in (([n for n in options.rows if n != "files"], False), (["files"], True)):
-        chosen = [name for name in names if name in options.rows]
+
+    def write() -> None:
+        write_durably(options.out, merge(render(facts, results), before).encode())
+
+    wanted = [(data, size) for data in Data for size in _sizes(options, data)]
+    for number, (data, size) in enumerate(wanted):
+        chosen = [name for name in options.rows if ROWS[name].data is data]
         if not chosen:
             continue
-        with _filled_server(options, workspace, many_files) as setting:
-            if not results:
-                facts.append(f"PostgreSQL {setting.server.version}; size asked for: {format_size(options.size)}")
-                facts.append(f"Rounds: {options.rounds}, alternating; data: half pgbench, half sample clinic")
+        with _server(options, workspace, data, size, number) as setting:
             for name in chosen:
                 warm_cache(setting.server.data)
-                results.append(ROWS[name](setting))
-                page = render(facts, results)
-                write_durably(options.out, page.encode())
+                for row in ROWS[name].measure(setting):
+                    _label(row, setting, options)
+                    results.append(row)
+                    for line in bar_lines(row):
+                        print(f"  {row.title}: {line}", flush=True)
+                write()
+    sizes = sizes_row(results)
+    if sizes is not None:
+        results.append(sizes)
+        print(*bar_lines(sizes), sep="\n", flush=True)
+        write()
     print(f"written: {options.out}")
 
 
+def _sizes(options: argparse.Namespace, data: Data) -> list[int]:
+    """The row about files has one server, whatever the sizes of the others."""
+    return options.size[:1] if data is Data.FILES else list(options.size)
+
+
+def _label(row: RowResult, setting: Setting, options: argparse.Namespace) -> None:
+    """Tell rows of several servers and sizes apart, in one page that grows from run to run."""
+    row.facts = (
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC; {processor()}, {os.cpu_count()} cores; PostgreSQL "
+        f"{setting.server.version}; rounds: {options.rounds}"
+    )
+    size = "" if row.table is Table.TIME and not row.data_bytes else f", {row.data_bytes / 1e9:.1f} GB"
+    row.title = f"{row.title} (PostgreSQL {setting.server.major}{size})"
+
+
 @contextmanager
-def _filled_server(options: argparse.Namespace, workspace: Workspace, many_files: bool) -> Iterator[Setting]:
+def _server(options: argparse.Namespace, workspace: Workspace, data: Data, size: int, number: int) -> Iterator[Setting]:
     """A server with the row's data; stopped and removed afterwards."""
-    name = "files" if many_files else "server"
-    with BenchmarkServer(workspace, options.postgres, name, options.port) as server:
+    with BenchmarkServer(workspace, options.postgres, f"{data.value}{number}", options.port) as server:
         print(f"filling a PostgreSQL {server.version} server", flush=True)
-        if many_files:
-            server.fill_with_files(options.files)
-        else:
-            server.fill(options.size)
-        files = server.data_files()
-        setting = Setting(workspace, server, options.datamanager, _version(), options.rounds, _say, file_count=files)
-        print(f"filled: {format_size(server.data_bytes())} in {files} relation files", flush=True)
+        if data is not Data.FILES:
+            server.fill(size, room=data is Data.CHANGING)
+        setting = Setting(
+            workspace,
+            server,
+            options.datamanager,
+            _version(),
+            options.rounds,
+            _say,
+            files=options.files,
+            days=options.days,
+        )
+        print(f"filled: {format_size(server.data_bytes())} in {server.data_files()} relation files", flush=True)
         yield setting
     shutil.rmtree(server.folder, ignore_errors=True)
+    shutil.rmtree(setting.product.folder, ignore_errors=True)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--size", type=parse_size, default=parse_size("1GB"), help="size of the data (default 1GB)")
+    parser.add_argument(
+        "--size",
+        type=lambda text: [parse_size(part) for part in text.split(",")],
+        default=[parse_size("1GB")],
+        help="size of the data, or several separated by commas (default 1GB)",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="runs of each contender, alternating (default 3)")
     parser.add_argument(
         "--rows",
         type=lambda text: [part.strip() for part in text.split(",") if part.strip()],
-        default=[name for name in ROWS if name != "files"],
-        help=f"which rows, separated by commas: {', '.join(ROWS)} (default: all but files)",
+        default=[name for name, row in ROWS.items() if row.usual],
+        help=f"which rows, separated by commas: {', '.join(ROWS)} (default: those that change nothing)",
     )
     parser.add_argument("--files", type=int, default=25_000, help="relation files of the row `files` (default 25000)")
+    parser.add_argument("--days", type=int, default=60, help="daily increments of the row `old` (default 60)")
+    parser.add_argument("--fresh", action="store_true", help="leave out what --out holds from earlier runs")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/RESULTS.md"), help="where the table goes")
     parser.add_argument("--postgres", type=Path, default=_default_programs(), help="folder of the server's programs")
     parser.add_argument("--datamanager", default=_default_product(), help="the program to measure")

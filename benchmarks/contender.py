@@ -53,18 +53,29 @@ class Measurement:
     seconds: list[float] = field(default_factory=list)
     stored_bytes: int | None = None
     peak: Peak = field(default_factory=Peak)
+    anonymous_over_time: tuple[int, ...] = ()
     failure: str = ""
+    remark: str = ""
 
     @property
     def median(self) -> float:
+        """Seconds. Raises: KeyError where nothing was timed."""
+        if not self.seconds:
+            raise KeyError(self.name)
         return statistics.median(self.seconds)
+
+    @property
+    def usable(self) -> bool:
+        """Whether bars may use it."""
+        return not self.failure and (bool(self.seconds) or self.stored_bytes is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
     """One bar of design.md section 8: a figure made of the row's measurements, and what it has to be.
 
-    ``figure`` raises KeyError where a measurement it needs is missing.
+    ``figure`` raises KeyError where a measurement it needs is missing. ``but`` says what keeps the verdict from being
+    the one that is meant, such as an older peer.
     """
 
     text: str
@@ -72,15 +83,24 @@ class Bar:
     needed: float
     at_least: bool
     unit: str = "×"
-    against: str = ""
+    but: str = ""
 
 
 def measure(
-    contenders: Sequence[Contender], rounds: int, say: Callable[[str], None], *, sample_memory: bool = False
+    contenders: Sequence[Contender],
+    rounds: int,
+    say: Callable[[str], None],
+    *,
+    sample_memory: bool = False,
+    before_round: Callable[[int], None] = lambda turn: None,
 ) -> list[Measurement]:
-    """Run every contender once a round, each round starting with another one; a failing one is not run again."""
+    """Run every contender once a round, each round starting with another one; a failing one is not run again.
+
+    Args: before_round - brings about what all contenders of a round find, such as changed data; not timed.
+    """
     results = {id(contender): Measurement(contender.name) for contender in contenders}
     for turn in range(rounds):
+        before_round(turn)
         first = turn % len(contenders)
         for contender in [*contenders[first:], *contenders[:first]]:
             result = results[id(contender)]
@@ -99,8 +119,10 @@ def _run_once(contender: Contender, result: Measurement, sample_memory: bool) ->
         finished = contender.run(sample_memory)
         result.seconds.append(finished.seconds)
         result.peak = result.peak.most(finished.peak)
+        result.anonymous_over_time = finished.anonymous_over_time
         result.stored_bytes = contender.stored_bytes()
         result.command = contender.command
+        result.remark = getattr(contender, "remark", "")
     except (ContenderFailed, DataManagerError, OSError, psycopg.Error) as error:
         result.failure = str(error) or type(error).__name__
     finally:

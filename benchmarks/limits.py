@@ -80,24 +80,6 @@ class RawStream(_Limit):
         return None
 
 
-class RawIncrementalStream(_Limit):
-    """BASE_BACKUP INCREMENTAL (17 and newer) against a full backup's manifest, read and thrown away."""
-
-    name = "limit: BASE_BACKUP INCREMENTAL stream, thrown away"
-
-    def prepare(self) -> None:
-        super().prepare()
-        target = shlex.quote(str(self._folder / "full"))
-        self._run(self._base_backup(f"-Ft -D {target}"), False)
-
-    def run(self, sample_memory: bool) -> Finished:
-        manifest = shlex.quote(str(self._folder / "full" / "backup_manifest"))
-        return self._run(self._base_backup(f"-Ft -D - --incremental={manifest} > /dev/null"), sample_memory)
-
-    def stored_bytes(self) -> int | None:
-        return None
-
-
 class TarRestore(_Limit):
     """The limit of a restore: decompress, write, sync the file system."""
 

@@ -18,13 +18,14 @@ def machine_facts(folder: Path) -> list[str]:
     """Date, processor, memory, kernel, the file system that ``folder`` lies on, versions of the tools."""
     return [
         f"Date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        f"Processor: {_processor()}, {os.cpu_count()} cores; memory: {format_size(psutil.virtual_memory().total)}",
+        f"Processor: {processor()}, {os.cpu_count()} cores; memory: {format_size(psutil.virtual_memory().total)}",
         f"Kernel: {platform.system()} {platform.release()}, {platform.machine()}; file system: {_file_system(folder)}",
         f"Python {platform.python_version()}; {_first_line('zstd', '--version')}; {_first_line('tar', '--version')}",
     ]
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Its name, as the system tells it."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -84,13 +84,25 @@ class Stanza:
     def create(self) -> None:
         """Make the stanza, turn archiving on, wait until a segment has arrived."""
         self.call("stanza-create")
+        self.archive()
+
+    def archive(self) -> None:
+        """Let the server archive here again, and wait until a segment has arrived."""
         command = f"{self._tool.program} --config={self._config} --stanza={_STANZA} archive-push %p"
         self._tool.server.set_archive_command(command)
         self.call("check")
 
-    def remove(self) -> None:
+    def rest(self) -> None:
+        """Let the server's segments go, so that pgBackRest is idle while others are measured."""
         self._tool.server.set_archive_command(_IDLE_ARCHIVE_COMMAND)
+
+    def remove(self) -> None:
+        self.rest()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def stored_bytes(self) -> int:
+        """The backups, without the WAL."""
+        return tree_bytes(self.folder / "repo" / "backup")
 
     def argv(self, *arguments: str) -> list[str]:
         return [self._tool.program, f"--config={self._config}", f"--stanza={_STANZA}", *arguments]
@@ -100,7 +112,7 @@ class Stanza:
         return run(self.argv(*arguments), account=workspace.account, cwd=workspace.path, sample_memory=sample_memory)
 
 
-class _OfPgBackRest:
+class OfPgBackRest:
     """What the contenders below share: one stanza, made when first needed."""
 
     def __init__(self, tool: PgBackRest, *, encrypted: bool) -> None:
@@ -124,7 +136,7 @@ class _OfPgBackRest:
             stanza.remove()
 
 
-class PgBackRestFull(_OfPgBackRest):
+class PgBackRestFull(OfPgBackRest):
     """``--type=full`` into a new repository; every full reads and stores everything."""
 
     def prepare(self) -> None:
@@ -136,20 +148,20 @@ class PgBackRestFull(_OfPgBackRest):
         return stanza.call("--type=full", "backup", sample_memory=sample_memory)
 
     def stored_bytes(self) -> int | None:
-        return None if self._stanza is None else tree_bytes(self._stanza.folder / "repo" / "backup")
+        return None if self._stanza is None else self._stanza.stored_bytes()
 
     def clean(self) -> None:
         self.remove()
 
 
-class PgBackRestRestore(_OfPgBackRest):
+class PgBackRestRestore(OfPgBackRest):
     """A restore into a new directory from a repository that stays for the whole row."""
 
     def prepare(self) -> None:
         if self._stanza is None:
             stanza = self._ready("restore")
             stanza.call("--type=full", "backup")
-            self._tool.server.set_archive_command(_IDLE_ARCHIVE_COMMAND)
+            stanza.rest()
         self._tool.workspace.account.make_folder(self._target)
 
     def run(self, sample_memory: bool) -> Finished:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,11 +45,13 @@ class Peak:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A command that ended with exit code 0."""
+    """A command that ended with an exit code that counts as success."""
 
     seconds: float
     stdout: str
     peak: Peak = field(default_factory=Peak)
+    anonymous_over_time: tuple[int, ...] = ()
+    exit_code: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +86,11 @@ def run(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     sample_memory: bool = False,
+    accepted: Collection[int] = (0,),
 ) -> Finished:
     """Run a command, or a shell pipeline given as one string, to its end; wall time of the whole process.
 
-    Args: account - None: the harness's own. sample_memory - also sum up memory, every 20 ms.
+    Args: account - None: the harness's own. sample_memory - also sum up memory, every 20 ms. accepted - exit codes.
     Raises: ContenderFailed on a missing program, a failing exit code (any part of a pipeline) or the time limit.
     """
     argv = ["bash", "-o", "pipefail", "-c", command] if isinstance(command, str) else list(command)
@@ -108,11 +112,13 @@ def run(
     except OSError as error:
         raise ContenderFailed(f"{Path(argv[0]).name} cannot be run: {error.strerror}") from error
     with _ended_with_its_group(process):
-        stdout, stderr, peak = _attend(process, Path(argv[0]).name, sample_memory)
+        stdout, stderr, samples = _attend(process, Path(argv[0]).name, sample_memory)
     seconds = time.perf_counter() - began
-    if process.returncode != 0:
+    if process.returncode not in accepted:
         raise ContenderFailed(_failure(command, process.returncode, (stderr or stdout).decode(errors="replace")))
-    return Finished(seconds, stdout.decode(errors="replace"), peak)
+    peak = functools.reduce(Peak.most, samples, Peak())
+    over_time = tuple(sample.anonymous_bytes for sample in samples)
+    return Finished(seconds, stdout.decode(errors="replace"), peak, over_time, process.returncode)
 
 
 @contextlib.contextmanager
@@ -127,17 +133,17 @@ def _ended_with_its_group(process: subprocess.Popen[bytes]) -> Iterator[None]:
             process.wait()
 
 
-def _attend(process: subprocess.Popen[bytes], name: str, sample_memory: bool) -> tuple[bytes, bytes, Peak]:
+def _attend(process: subprocess.Popen[bytes], name: str, sample_memory: bool) -> tuple[bytes, bytes, list[Peak]]:
     """Collect the output to the end, sampling meanwhile if asked. Raises: ContenderFailed at the time limit."""
-    peak = Peak()
+    samples: list[Peak] = []
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while time.monotonic() < deadline:
         try:
             stdout, stderr = process.communicate(timeout=SAMPLE_SECONDS if sample_memory else TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
-            peak = peak.most(_sample(process.pid))
+            samples.append(_sample(process.pid))
             continue
-        return stdout, stderr, peak
+        return stdout, stderr, samples
     raise ContenderFailed(f"{name} did not end within {TIMEOUT_SECONDS:.0f} s")
 
 
@@ -185,4 +191,4 @@ def _failure(command: Sequence[str] | str, code: int, output: str) -> str:
     if "Traceback (most recent" in output:
         lines = lines[-1:]
     name = command.split()[0] if isinstance(command, str) else " ".join([Path(command[0]).name, *command[1:3]])
-    return f"{name} ended with {code}: {' / '.join(lines[-3:])[:300] or 'no message'}"
+    return f"{name} ended with {code}: {' / '.join(lines[-3:]) or 'no message'}"

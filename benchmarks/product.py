@@ -5,13 +5,32 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.process import ContenderFailed, Finished, run
 from benchmarks.server import BenchmarkServer
 from benchmarks.workspace import Workspace, tree_bytes
 
-_CLUSTER = "bench"
+CLUSTER = "bench"
+# The exit code of a command that did its work and has something to say (docs/exit-codes.md).
+WITH_WARNINGS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """A backup that was taken, what it says of how, and why not otherwise."""
+
+    finished: Finished
+    id: str
+    method: str
+    reason: str
+
+    @property
+    def told(self) -> str:
+        """For the report."""
+        return f"method {self.method}" + (f" ({self.reason})" if self.reason else "")
 
 
 class Product:
@@ -35,6 +54,7 @@ class Product:
             env={"DATAMANAGER_HOME": str(self.folder / "home")},
             cwd=self.workspace.path,
             sample_memory=sample_memory,
+            accepted=(0, WITH_WARNINGS),
         )
 
     def shown(self, *arguments: str) -> str:
@@ -49,13 +69,20 @@ class Product:
         self.call("repo", "init", name, str(place), "--passphrase-file", str(self._passphrase))
         return name, place
 
-    def backup_arguments(self, repository: str) -> tuple[str, ...]:
-        return ("backup", "run", _CLUSTER, "--repo", repository, "--json")
+    def backup_arguments(self, repository: str, *options: str) -> tuple[str, ...]:
+        return ("backup", "run", CLUSTER, "--repo", repository, *options, "--json")
 
-    def backup(self, repository: str, *, sample_memory: bool = False) -> tuple[Finished, str]:
-        """Back up; what was measured, and the id. Raises: ContenderFailed, also when the id is not reported."""
-        finished = self.call(*self.backup_arguments(repository), sample_memory=sample_memory)
-        return finished, _backup_id(finished.stdout)
+    def backup(self, repository: str, *options: str, sample_memory: bool = False) -> Backup:
+        """Back up. Raises: ContenderFailed, also when the result does not name the backup."""
+        finished = self.call(*self.backup_arguments(repository, *options), sample_memory=sample_memory)
+        result = _result(finished.stdout)
+        if "backup_id" not in result:
+            raise ContenderFailed("`backup run --json` did not end with a line that has backup_id")
+        return Backup(finished, str(result["backup_id"]), str(result.get("method", "unknown")), _reason(result))
+
+    def full_option(self) -> tuple[str, ...]:
+        """What makes the product read everything on a server that could send an increment."""
+        return ("--full",) if self._server.major >= 17 else ()
 
     def _prepare(self) -> None:
         if self._ready:
@@ -66,14 +93,14 @@ class Product:
         self._passphrase.touch(mode=0o600)
         self._passphrase.write_text(secrets.token_hex(16) + "\n")
         try:
-            self.call("cluster", "add", _CLUSTER, self._server.dsn)
+            self.call("cluster", "add", CLUSTER, self._server.dsn)
         except ContenderFailed as error:
             self._failure = str(error)
             raise
         self._ready = True
 
 
-class _OfProduct:
+class OfProduct:
     """What the contenders of the product share."""
 
     label = ""
@@ -82,13 +109,14 @@ class _OfProduct:
         self._product = product
         self.name = f"DataManager {version}, encrypted{self.label}"
         self.command = ""
+        self.remark = ""
         self._place: Path | None = None
 
     def stored_bytes(self) -> int | None:
         return None if self._place is None else tree_bytes(self._place)
 
 
-class ProductFull(_OfProduct):
+class ProductFull(OfProduct):
     """A first backup into a new repository."""
 
     def prepare(self) -> None:
@@ -96,15 +124,15 @@ class ProductFull(_OfProduct):
 
     def run(self, sample_memory: bool) -> Finished:
         self.command = self._product.shown(*self._product.backup_arguments(self._repository))
-        return self._product.backup(self._repository, sample_memory=sample_memory)[0]
+        return self._product.backup(self._repository, sample_memory=sample_memory).finished
 
     def clean(self) -> None:
         if self._place is not None:
             shutil.rmtree(self._place, ignore_errors=True)
 
 
-class ProductRepeat(_OfProduct):
-    """Another backup of the unchanged cluster into the repository of the first; ``remove`` it when the row is done."""
+class ProductRepeat(OfProduct):
+    """Everything read again, into the repository of the first backup; ``remove`` it when the row is done."""
 
     label = ", again"
 
@@ -114,8 +142,11 @@ class ProductRepeat(_OfProduct):
             self._product.backup(self._repository)
 
     def run(self, sample_memory: bool) -> Finished:
-        self.command = self._product.shown(*self._product.backup_arguments(self._repository))
-        return self._product.backup(self._repository, sample_memory=sample_memory)[0]
+        options = self._product.full_option()
+        self.command = self._product.shown(*self._product.backup_arguments(self._repository, *options))
+        taken = self._product.backup(self._repository, *options, sample_memory=sample_memory)
+        self.remark = taken.told
+        return taken.finished
 
     def clean(self) -> None:
         return
@@ -125,13 +156,13 @@ class ProductRepeat(_OfProduct):
             shutil.rmtree(self._place, ignore_errors=True)
 
 
-class ProductRestore(_OfProduct):
+class ProductRestore(OfProduct):
     """A restore of a full backup into a new directory."""
 
     def prepare(self) -> None:
         if self._place is None:
             repository, self._place = self._product.new_repository()
-            _, self._backup = self._product.backup(repository)
+            self._backup = self._product.backup(repository).id
 
     def run(self, sample_memory: bool) -> Finished:
         arguments = ("restore", self._backup, "--target", str(self._target))
@@ -155,7 +186,7 @@ class ProductRestore(_OfProduct):
         return self._product.folder / "restored"
 
 
-class ProductHelp(_OfProduct):
+class ProductHelp(OfProduct):
     """The start of a command."""
 
     def prepare(self) -> None:
@@ -176,9 +207,16 @@ def need_data_directory(folder: Path) -> None:
             raise ContenderFailed(f"the restore ended well but left no {name}")
 
 
-def _backup_id(output: str) -> str:
+def _result(output: str) -> dict[str, Any]:
+    """The last line of a command with ``--json``; empty when there is none."""
     lines = [line for line in output.splitlines() if line.strip()]
     try:
-        return str(json.loads(lines[-1])["backup_id"])
-    except (IndexError, KeyError, TypeError, ValueError) as error:
-        raise ContenderFailed("`backup run --json` did not end with a line that has backup_id") from error
+        found = json.loads(lines[-1])
+    except (IndexError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _reason(result: dict[str, Any]) -> str:
+    """Why everything was read, or what was warned of."""
+    return str(result.get("reason") or "; ".join(str(one) for one in result.get("warnings", ())))

@@ -24,6 +24,24 @@ _PGBENCH_UNIT_BYTES = 15_700_000
 # Tables of the many-files data: a heap, its key, its TOAST table and that one's index.
 _FILES_PER_TABLE = 4
 _TABLES_PER_TRANSACTION = 250
+PAGE_BYTES = 8192
+
+# The tables of the clinic are made with room on each page for another version of some row: a tenth of it, or of the
+# notes, whose rows have 1.1 KB on average, three tenths. Given later, it would take a rewrite of the table.
+_ROOMY_TABLES = """
+CREATE FUNCTION public.leave_room() RETURNS event_trigger LANGUAGE plpgsql AS $$
+DECLARE
+    made record;
+BEGIN
+    FOR made IN SELECT c.oid::regclass AS name, CASE c.relname WHEN 'notes' THEN 70 ELSE 90 END AS fill
+                FROM pg_event_trigger_ddl_commands() d JOIN pg_class c ON c.oid = d.objid
+                WHERE d.classid = 'pg_class'::regclass AND c.relkind = 'r' LOOP
+        EXECUTE format('ALTER TABLE %s SET (fillfactor = %s)', made.name, made.fill);
+    END LOOP;
+END $$;
+CREATE EVENT TRIGGER leave_room ON ddl_command_end WHEN TAG IN ('CREATE TABLE') EXECUTE FUNCTION public.leave_room();
+"""
+_ROOMY_TABLES_END = "DROP EVENT TRIGGER leave_room; DROP FUNCTION public.leave_room();"
 
 # Nothing may happen on its own between two rounds; everything else stays as PostgreSQL ships it.
 _SETTINGS = """
@@ -89,16 +107,20 @@ class BenchmarkServer:
     def connect(self, database: str = "postgres") -> psycopg.Connection[TupleRow]:
         return psycopg.connect(host=str(self.folder), port=self.port, user="postgres", dbname=database, autocommit=True)
 
-    def fill(self, size_bytes: int) -> None:
-        """Half sample clinic, half pgbench; then still."""
+    def fill(self, size_bytes: int, *, room: bool = False) -> None:
+        """Half sample clinic, half pgbench; then still. Args: room - on every page for a changed row."""
         with self.connect() as connection:
             connection.execute("CREATE DATABASE clinic")
             connection.execute("CREATE DATABASE bench")
         with self.connect("clinic") as connection, StopToken() as stop:
+            if room:
+                connection.execute(_ROOMY_TABLES)
             create_clinic(connection, size_bytes // 2, 1, ignore, stop)
-        scale = max(1, round(size_bytes / 2 / _PGBENCH_UNIT_BYTES))
+            if room:
+                connection.execute(_ROOMY_TABLES_END)
+        scale = max(1, round(size_bytes / 2 / _PGBENCH_UNIT_BYTES * (0.9 if room else 1.0)))
         pgbench = [self._program("pgbench"), "-h", str(self.folder), "-p", str(self.port), "-U", "postgres"]
-        self._run([*pgbench, "-i", "-q", "-s", str(scale), "bench"])
+        self._run([*pgbench, "-i", "-q", "-s", str(scale), *(["-F", "90"] if room else []), "bench"])
         self.settle("clinic", "bench")
 
     def fill_with_files(self, count: int) -> None:

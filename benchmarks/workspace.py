@@ -13,6 +13,8 @@ from typing import Self
 
 from benchmarks.process import Account, ContenderFailed
 
+_REASON_LETTERS = 300
+
 
 class Workspace:
     """Owns a directory that every account can enter; removed on leaving the ``with`` block."""
@@ -41,6 +43,10 @@ class Workspace:
         for path, name in sorted(self._shown.items(), key=lambda item: -len(item[0])):
             text = text.replace(path, name)
         return text
+
+    def reason(self, error: object) -> str:
+        """Why something failed, as the report prints it: short, without a path of this machine or a piece of one."""
+        return self.shown(str(error))[:_REASON_LETTERS]
 
     def need_space(self, size_bytes: int) -> None:
         """Raises: ContenderFailed when the volume has less free."""

@@ -36,6 +36,7 @@ MEANINGS: dict[str, str] = {
     "StreamBroken": "The connection or the server went away midway.",
     "ServerDidNotStart": "The restored server did not start; its own words are in the message.",
     "ProgramMissing": "A PostgreSQL program is not installed here.",
+    "IncrementRefused": "The server cannot send only what changed since the last backup.",
     "StoreUnavailable": "The repository's drive or service does not answer.",
     "StoreUnplugged": "The repository's drive is not there.",
     "StoreFull": "The repository's volume is full, or must keep room for the server.",

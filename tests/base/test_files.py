@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from datamanager.base.files import sync_directory, sync_tree, write_durably
+from datamanager.base.files import HAS_SYNCFS, sync_directory, sync_folder, sync_tree, sync_volume, write_durably
 
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows keeps no such modes")
 
@@ -92,3 +93,20 @@ def test_syncing_a_tree_that_is_not_there_is_an_error_and_a_folder_is_not(tmp_pa
     with pytest.raises(OSError, match="absent"):
         sync_tree(tmp_path / "absent")
     sync_directory(tmp_path / "absent")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that syncs no folders")
+def test_a_folder_that_cannot_be_synced_says_so_and_one_that_is_gone_is_an_error(tmp_path: Path) -> None:
+    assert sync_folder(tmp_path) is True
+    assert sync_folder(Path("/proc/self")) is False
+    with pytest.raises(FileNotFoundError):
+        sync_folder(tmp_path / "absent")
+
+
+@pytest.mark.skipif(not HAS_SYNCFS, reason="only Linux syncs one volume")
+def test_a_volume_is_synced_by_any_open_file_of_it(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        file.write(b"x")
+        sync_volume(file.fileno())
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        sync_volume(-1)

@@ -201,3 +201,30 @@ def test_what_a_killed_run_left_half_written_goes_with_a_backup_a_day_later(
     installation.ok("backup", "run", "clinic")
     assert not old.exists()
     assert young.exists()
+
+
+def test_a_rolling_verify_reads_its_share_and_says_how_long_the_oldest_byte_has_waited(backed_up: Installation) -> None:
+    before = backed_up.result("repo", "check", "usb")["oldest_unread_seconds"]
+    assert 0 <= before < 3600
+    first = backed_up.result("repo", "verify", "usb", "--rolling", "1")
+    assert (first["depth"], first["packs_read"], first["oldest_unread_seconds"]) == ("rolling", first["packs"], 0)
+    assert backed_up.result("repo", "verify", "usb", "--rolling")["packs_read"] == 0  # all of it was read today
+    said = backed_up.run("repo", "check", "usb")
+    assert "Every stored byte was written or read whole within the last" in said.out
+    for contrary in (("--sample", "5"), ("--present",), ("--backup", "latest")):
+        refused = backed_up.run("repo", "verify", "usb", "--rolling", "7", *contrary)
+        assert (refused.code, "contradict each other" in refused.errors) == (2, True)
+
+
+def test_healing_needs_another_repository_that_can_be_opened(backed_up: Installation, tmp_path: Path) -> None:
+    drive = drive_of(backed_up)
+    assert backed_up.run("repo", "heal", "usb", drive).code == 2
+    assert backed_up.run("repo", "heal", "usb", tmp_path / "none").code == 31
+    copy = tmp_path / "copy"
+    shutil.copytree(drive, copy)
+    code = backed_up.secret_file("code", backed_up.recovery_code())
+    for words in ((), ("--from-recovery-code-file", code)):
+        healed = backed_up.result("repo", "heal", "usb", copy, *words)
+        assert (healed["healed"], healed["not_healed"], healed["backups_affected"]) == ([], [], [])
+    wrong = backed_up.secret_file("wrong", "not the passphrase")
+    assert backed_up.run("repo", "heal", "usb", copy, "--from-passphrase-file", wrong).code == 42

@@ -15,7 +15,8 @@ import pytest
 from datamanager.base.clock import SystemClock
 from datamanager.base.pipeline import StopToken
 from datamanager.base.units import Secret
-from datamanager.engine.materialize import Destination, Materializer
+from datamanager.engine.layout import Destination
+from datamanager.engine.materialize import Materializer
 from datamanager.repository.keys import SlotSecret
 from datamanager.repository.repository import Repository
 from datamanager.rescue import rescue_script
@@ -93,7 +94,10 @@ def test_every_release_is_restored_by_rescue_py(stored: Stored, tmp_path: Path) 
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        assert digests(target) == files
+        found = digests(target)
+        if "backup_manifest" not in files:  # an increment stores none, so it is written anew
+            found.pop("backup_manifest", None)
+        assert found == files
 
 
 def test_the_stored_repositories_stay_small() -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import random
+import struct
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from benchmarks.contender import Bar, Measurement, measure
+from benchmarks.increment_rows import ABOVE_FIGURE, sizes_row
 from benchmarks.process import Account, ContenderFailed, Finished, run
-from benchmarks.report import render
-from benchmarks.rows import Absent, RowResult
+from benchmarks.raw_increment import changed_pages
+from benchmarks.report import bar_lines, merge, render
+from benchmarks.server import PAGE_BYTES
+from benchmarks.setting import Absent, RowResult, stored_share
 from benchmarks.workspace import Workspace
 from datamanager.base.units import MIB
 
@@ -44,7 +51,7 @@ class Sleeper:
 
 
 def bar_of(needed: float, against: str = "") -> Bar:
-    return Bar("speed", lambda found: found["peer"].median / found["ours"].median, needed, True, against=against)
+    return Bar("speed", lambda found: found["peer"].median / found["ours"].median, needed, True, but=against)
 
 
 def page(bar: Bar, *measurements: Measurement) -> str:
@@ -91,7 +98,7 @@ def test_a_bar_is_held_or_missed_and_an_older_peer_is_named() -> None:
     measurements = Measurement("ours", seconds=[1.0, 1.0, 9.0]), Measurement("peer", seconds=[2.0, 2.5, 1.0])
     assert "| ≥ 1.25 × | 2.00 × | held |" in page(bar_of(1.25), *measurements)
     assert "| ≥ 2.50 × | 2.00 × | missed |" in page(bar_of(2.5), *measurements)
-    assert "| held, but against an older release |" in page(bar_of(1.25, "an older release"), *measurements)
+    assert "| held, but against an older release |" in page(bar_of(1.25, "against an older release"), *measurements)
 
 
 def test_the_report_shows_no_path_of_this_machine(tmp_path: Path) -> None:
@@ -101,3 +108,68 @@ def test_the_report_shows_no_path_of_this_machine(tmp_path: Path) -> None:
         place = workspace.path
     assert shown == "PGBIN/tar WORK/data"
     assert not place.exists()
+
+
+def test_changes_come_before_each_round_and_outside_the_time() -> None:
+    sleeper = Sleeper("ours")
+    measure([sleeper], 2, lambda text: None, before_round=lambda turn: sleeper.calls.append(f"change {turn}"))
+    assert sleeper.calls == ["change 0", "prepare", "run", "clean", "change 1", "prepare", "run", "clean"]
+
+
+def test_a_bar_on_bytes_is_not_judged_where_a_size_is_unknown() -> None:
+    ours, peer = Sleeper("ours"), Sleeper("peer")
+    bar = Bar("bytes", stored_share(ours, peer), 0.3, False)
+    known = (
+        Measurement("ours", seconds=[1.0], stored_bytes=MIB),
+        Measurement("peer", seconds=[1.0], stored_bytes=10 * MIB),
+    )
+    assert "| ≤ 0.30 × | 0.10 × | held |" in page(bar, *known)
+    unknown = known[0], Measurement("peer", seconds=[1.0])
+    assert "not measured" in page(bar, *unknown)
+
+
+def test_a_page_keeps_the_sections_that_a_run_did_not_measure() -> None:
+    def section(title: str, seconds: float) -> RowResult:
+        return RowResult(title, "Note.", [Measurement("ours", seconds=[seconds])], [], MIB, ours="ours")
+
+    before = render(["an older fact"], [section("Kept", 1.0), section("Again", 2.0)])
+    merged = merge(render(["a fact"], [section("Again", 3.0), section("New", 4.0)]), before)
+    assert [line for line in merged.splitlines() if line.startswith("## ")] == ["## Kept", "## Again", "## New"]
+    assert "| ours | 3.00 s |" in merged
+    assert "| ours | 2.00 s |" not in merged
+    assert "an older fact" not in merged
+    assert merge(merged, merged) == merged
+
+
+def test_equal_cost_at_every_size_is_judged_from_two_sizes_on() -> None:
+    rows = [
+        RowResult("Row", "Note.", [], [], size, figures={ABOVE_FIGURE: cost})
+        for size, cost in ((10**9, 0.4), (5 * 10**9, 0.6))
+    ]
+    assert sizes_row(rows[:1]) is None
+    row = sizes_row(rows)
+    assert row is not None
+    assert bar_lines(row) == ["equal at every size: most less least: 0.20 s (needed ≤ 0.15 s): missed"]
+
+
+@pytest.mark.parametrize("pages", [0, 3, 40])
+def test_changed_pages_are_counted_and_weighed_in_files_sent_as_increments_only(tmp_path: Path, pages: int) -> None:
+    stream, numbers = tmp_path / "stream.tar", random.Random(1)
+    with open(stream, "wb") as whole:
+        for _ in range(2):  # two archives, one after the other, as a cluster with a tablespace is sent
+            increment = struct.pack("=III", 0xD3AE1F0D, pages, 131_072) + struct.pack(f"={pages}I", *range(pages))
+            if pages:
+                increment += bytes(-len(increment) % PAGE_BYTES) + numbers.randbytes(pages * PAGE_BYTES)
+            files = {
+                "base/5/INCREMENTAL.16384": increment,
+                "base/5/16385": bytes(5 * PAGE_BYTES),
+                "pg_wal/1": b"w" * 99,
+            }
+            with tarfile.open(fileobj=whole, mode="w") as archive:
+                for name, content in files.items():
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+    found, compressed = changed_pages(stream)
+    assert found == 2 * pages
+    assert 2 * pages * PAGE_BYTES <= compressed <= 2 * pages * PAGE_BYTES * 1.01

@@ -116,8 +116,7 @@ def test_a_spoilt_pack_is_named_and_never_restored_silently(desk: Desk, open_fol
     assert done.code == code, done.out
     check_error(done.last["message"], done.last["hint"], [pack.name], ["repo verify"])
     assert_cannot_start(desk.scene.server, open_folder / "new")
-    if spoil != "flipped":  # a flipped bit in a chunk is known to verify alone, until damaged lists come
-        assert_healed_by_the_next_backup(desk)
+    assert_healed_by_the_next_backup(desk)
 
 
 def assert_healed_by_the_next_backup(desk: Desk) -> None:
@@ -127,6 +126,51 @@ def assert_healed_by_the_next_backup(desk: Desk) -> None:
     newest = done.last["backup_id"]
     verified = desk.command.run("repo", "verify", "usb", "--backup", newest, "--json")
     assert verified.code == 0, verified.out
+
+
+def test_a_flipped_bit_that_verify_found_is_stored_anew_and_the_new_backup_restores(
+    desk: Desk, open_folder: Path, new_server: NewServer
+) -> None:
+    pack = max((desk.drive / "packs").rglob("?" * 32), key=lambda path: path.stat().st_size)
+    _flip(pack)
+    damaged = desk.command.run("repo", "verify", "usb", "--json")
+    assert damaged.code == 40, damaged.out
+    check_error(damaged.last["message"], damaged.last["hint"], ["1 damaged object"], ["next backup", "repo heal"])
+    desk.command.ok("backup", "run", "office")
+    desk.command.ok(*desk.restore(open_folder))
+    with new_server.adopt(open_folder / "new").connect() as connection, desk.scene.server.connect() as original:
+        assert content_of(connection) == content_of(original)
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
+def test_a_spoilt_pack_is_healed_from_a_copy_of_the_drive(desk: Desk, tmp_path: Path, spoil: str) -> None:
+    shutil.copytree(desk.drive, tmp_path / "copy")
+    pack = max((desk.drive / "packs").rglob("?" * 32), key=lambda path: path.stat().st_size)
+    key = pack.relative_to(desk.drive).as_posix()
+    SPOILS[spoil](pack)
+    assert desk.command.run("repo", "verify", "usb", "--json").code == 40
+    tried = desk.command.run("repo", "heal", "usb", tmp_path / "copy", "--dry-run", "--json")
+    assert tried.code == 0, tried.out
+    assert [one["damaged_key"] for one in tried.last["healed"]] == [key]
+    healed = desk.command.run("repo", "heal", "usb", tmp_path / "copy", "--json")
+    assert healed.code == 0, healed.out
+    assert [one["key"] for one in healed.last["healed"]] == [f"{key}.2"]
+    assert healed.last["backups_affected"] == []
+    desk.command.verified("usb")
+    again = desk.command.run("repo", "heal", "usb", tmp_path / "copy")
+    assert (again.code, "Nothing in usb is known to be damaged" in again.out) == (0, True)
+
+
+def test_what_no_copy_has_is_named_with_the_backups_that_miss_it(desk: Desk, tmp_path: Path) -> None:
+    pack = max((desk.drive / "packs").rglob("?" * 32), key=lambda path: path.stat().st_size)
+    _flip(pack)
+    shutil.copytree(desk.drive, tmp_path / "copy")
+    assert desk.command.run("repo", "verify", "usb").code == 40
+    done = desk.command.run("repo", "heal", "usb", tmp_path / "copy", "--json")
+    assert done.code == 40, done.out
+    check_error(done.last["message"], done.last["hint"], ["1 backup still affected"], ["next backup"])
+    assert done.last["backups_affected"] == [desk.backup]
+    assert [one["key"] for one in done.last["not_healed"]] == [pack.relative_to(desk.drive).as_posix()]
 
 
 SMALL = ["keys", "ring", "manifests", "manifests-b", "meta", "meta-b"]

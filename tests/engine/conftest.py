@@ -14,7 +14,7 @@ from datamanager.base.clock import SystemClock
 from datamanager.base.errors import Cancelled, DataManagerError
 from datamanager.base.events import Event, PhaseStarted, Progress, Warned
 from datamanager.base.pipeline import StopToken
-from datamanager.base.units import Secret
+from datamanager.base.units import Lsn, Secret
 from datamanager.engine.backup import BackupOptions, BackupResult, run_backup
 from datamanager.engine.export import export_backup
 from datamanager.engine.restore import RestoreResult, apply_restore
@@ -27,6 +27,8 @@ from datamanager.postgres.facts import ServerFacts, collect_facts
 from datamanager.postgres.local_server import LocalServer
 from datamanager.postgres.monitor import BackupMonitor
 from datamanager.postgres.programs import Programs, find_programs
+from datamanager.postgres.source import BackupSource
+from datamanager.postgres.wal_summaries import Summaries, read_summaries
 from datamanager.repository.format import canonical_json, folders
 from datamanager.repository.keys import SlotSecret
 from datamanager.repository.manifest import Manifest, Tablespace
@@ -117,6 +119,8 @@ class Works:
         stop: StopToken | None = None,
         repository: Repository | None = None,
         on_slot: Callable[[str], None] = lambda slot: None,
+        full: bool = False,
+        around: Callable[[BackupSource], BackupSource] = lambda source: source,
         **options: object,
     ) -> BackupResult:
         """Take a backup under the eyes of the monitor.
@@ -124,6 +128,8 @@ class Works:
         Args:
             dsn: how the server is reached when not through its socket.
             on_slot: told the slot's name once it exists.
+            full: read everything.
+            around: puts a listener between source and engine.
             options: of BaseBackupOptions.
         """
         stopping, listener = stop or self.stop, heard or Heard()
@@ -150,8 +156,13 @@ class Works:
         protocol = BaseBackupOptions(**{"label": "engine test", **options})  # type: ignore[arg-type]
         source = BaseBackupSource(address, facts.major, protocol, SystemClock(), lambda text: None, begun)
         try:
-            wanted = BackupOptions(cluster="tests", label=protocol.label)
-            return run_backup(repository or self.repository, source, facts, wanted, stopping, listener)
+            wanted = BackupOptions(cluster="tests", label=protocol.label, full=full)
+            into = repository or self.repository
+
+            def ask(reach: tuple[int, Lsn] | None) -> Summaries:
+                return read_summaries(address, stopping, lambda text: None, reach=reach)
+
+            return run_backup(into, around(source), facts, wanted, stopping, listener, ask)
         except Cancelled:
             if danger:
                 raise danger[0] from None

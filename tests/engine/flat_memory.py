@@ -13,12 +13,18 @@ import secrets
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+from datamanager.repository.contents import Contents
+from datamanager.repository.damaged import DamagedChunks
 from datamanager.repository.format import PAGES_PER_CHUNK
-from datamanager.repository.known import ParentPlaces
-from datamanager.repository.layer import FileKind, LayerBuilder
+from datamanager.repository.known import ParentFiles
+from datamanager.repository.layer import FileKind
+from datamanager.repository.layer_builder import LayerBuilder
 from datamanager.repository.layer_reader import LayerReader
-from datamanager.repository.repository import Contents, Repository
+from datamanager.repository.manifest import LayerReference, Manifest
+from datamanager.repository.repository import Repository
 
 PAGE = 8192
 SEGMENT_PAGES = (1 << 30) // PAGE
@@ -73,7 +79,7 @@ def build(files: int, segments: int) -> LayerBuilder:
         for first in range(0, SEGMENT_PAGES, PAGES_PER_CHUNK):
             add(first, PAGES_PER_CHUNK)
         layer.end_file(SEGMENT_PAGES * PAGE)
-    for one in layer.packs:
+    for one, _ in list(layer.packs):
         layer.set_digest(one, bytes(16))
     return layer
 
@@ -85,9 +91,13 @@ def main(files: int, segments: int) -> None:
     encoded = layer.encode()
     chunks = encoded.chunks()
     reader = LayerReader(chunks.__getitem__, len(encoded.blocks), len(encoded.table), len(encoded.index))
-    places = ParentPlaces(Repository.__new__(Repository), Contents(reader.packs, [reader], PAGE))
+    reference = LayerReference([], len(encoded.blocks), len(encoded.table), len(encoded.index), files, layer.rows)
+    contents = Contents(reader.packs, [reader], PAGE)
+    manifest = cast("Manifest", SimpleNamespace(layers=[reference]))  # nothing else of it is looked at
+    parent = ParentFiles(Repository.__new__(Repository), contents, manifest, DamagedChunks.none())
     for number in range(segments):
-        found = places.of_file(b"base/5/16384.%d" % number, SEGMENT_PAGES // PAGES_PER_CHUNK)
+        file = parent.find(b"base/5/16384.%d" % number)
+        found = parent.grid(file, SEGMENT_PAGES // PAGES_PER_CHUNK) if file is not None else None
         if found is None or (found[0] < 0).any():
             raise RuntimeError("a chunk of the parent was not found")
     print(f"{sampler.close() - before:.1f} {layer.rows}")  # noqa: T201

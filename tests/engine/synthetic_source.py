@@ -150,7 +150,7 @@ class SyntheticSource:
         self._manifest = manifest
         self._before_file = before_file
 
-    def run(self, receiver: FileReceiver, stop: StopToken) -> SourceEnd:
+    def run(self, receiver: FileReceiver, stop: StopToken, upload: bytes | None = None) -> SourceEnd:
         total = sum(len(content) for content in self._cluster.files.values())
         receiver.start(SourceStart(Lsn.parse("0/2000028"), 1, (), total))
         for path in self._cluster.directories:

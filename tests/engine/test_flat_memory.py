@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-# What else a backup holds at the same time: 12 x 2 MiB batches, 3 x 33 MiB packs, 16 MiB of metadata chunks,
+# What else a backup holds at the same time: 6 x 1 MiB batches, 3 x 33 MiB packs, 16 MiB of metadata chunks,
 # interpreter and libraries 60 MiB. With the bar of 400 MiB this leaves 200 MiB.
 ROOM_MIB = 200
 

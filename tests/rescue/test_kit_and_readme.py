@@ -9,7 +9,8 @@ import pytest
 
 from datamanager.base.units import Secret
 from datamanager.repository.keys import Slot, SlotSecret
-from datamanager.rescue import KitPage, ServerNeeds, readme_text, recovery_kit
+from datamanager.rescue import ServerNeeds, readme_text
+from datamanager.rescue.kit import KitPage, recovery_kit
 from tests.rescue.build import Maker
 
 REPOSITORY = bytes(range(16))

@@ -20,7 +20,7 @@ from datamanager import rescue as package
 from datamanager.repository.layer import FileEntry, FileFlag, FileKind
 from datamanager.repository.layer import Rows as TheirRows
 from datamanager.repository.layer_reader import compose
-from datamanager.rescue import bundled_wheels, rescue, rescue_script, script_sha256
+from datamanager.rescue import bundled_wheels, is_of_this_release, rescue, rescue_script, script_sha256
 
 SOURCE = Path(package.__file__).with_name("rescue.py")
 PAGE = 8192
@@ -52,6 +52,17 @@ def test_the_delivered_script_names_the_wheels_it_goes_with(tmp_path: Path) -> N
     compile(script, "rescue.py", "exec")
 
 
+def test_a_script_of_this_release_is_told_without_the_digests_of_its_wheels() -> None:
+    script = rescue_script()
+    assert is_of_this_release(script)
+    assert not is_of_this_release(script + b"# one line more\n")
+    assert not is_of_this_release(b"")
+    for wheel in bundled_wheels():
+        assert not is_of_this_release(script.replace(wheel.name.encode(), b"other.whl", 1))
+    if bundled_wheels():
+        assert not is_of_this_release(rescue_script([]))
+
+
 # -- painting ---------------------------------------------------------------------------------------------------------
 
 Layers = list[tuple[int, int, bool, list[tuple[int, int, int, int]]]]
@@ -70,8 +81,9 @@ def layers(draw: st.DrawFn) -> Layers:
             rows.append((first, pages, pack, draw(st.integers(0, 999))))
             first += pages
         size = draw(st.integers(0, 40))
-        kept = draw(st.integers(0, 40)) if number else 0
-        result.append((size, kept, draw(st.integers(0, 9)) == 0, rows))
+        gone = draw(st.integers(0, 9)) == 0
+        kept = draw(st.integers(0, 40)) if number and not gone else 0
+        result.append((size, kept, gone, [] if gone else rows))
     return result
 
 
@@ -88,7 +100,7 @@ def test_painting_agrees_with_a_page_array_and_with_the_repository(stack: Layers
         columns = (np.array([row[place] for row in rows], np.uint32) for place in range(4))
         theirs.append(FileEntry(b"f", FileKind.REGULAR, 0o600, size * PAGE, kept, flags, 0, TheirRows(*columns)))
         pages = {} if gone else {page: place for page, place in pages.items() if page < kept}
-        for first, count, pack, position in [] if gone else rows:
+        for first, count, pack, position in rows:
             for page in range(count):
                 pages[first + page] = (pack, position + page)
     composed, oracle = rescue.compose(ours), compose(theirs, PAGE)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from datamanager.app import clusters
+from datamanager.app import clusters, outside
 from datamanager.app.addresses import address_of, local_directory
 from datamanager.app.context import Context
 from datamanager.app.opening import Named, Unlocking, choose, choose_holding, opened, sweep_leftovers
 from datamanager.app.repository_files import refresh_files
+from datamanager.app.retained import deleted_in, manifests
 from datamanager.base.errors import Cancelled, ConfigurationError, DataManagerError
 from datamanager.base.events import PhaseStarted, Warned
 from datamanager.config.home import inside
@@ -23,8 +25,10 @@ from datamanager.postgres.connection import ServerAddress
 from datamanager.postgres.facts import ServerFacts
 from datamanager.postgres.monitor import BackupMonitor
 from datamanager.postgres.preflight import Severity, require_backup_source
+from datamanager.postgres.wal_summaries import read_summaries
 from datamanager.repository.manifest import Manifest
-from datamanager.repository.repository import Mark, Repository
+from datamanager.repository.mark import PIN, UNPIN, Mark, standing
+from datamanager.repository.repository import Repository
 from datamanager.storage.registry import local_path
 
 # Every byte stands in a zstd frame, so "no compression" is the level at which zstd looks for nothing and copies
@@ -41,6 +45,7 @@ class RunOptions:
         append_date: add the local time with its zone to the name.
         compress_level: 1 to 19, or 0 for none.
         max_rate: bytes a second.
+        full: read everything, whatever the server could tell of what changed.
     """
 
     cluster: str
@@ -51,14 +56,20 @@ class RunOptions:
     max_rate: int | None = None
     checkpoint: Checkpoint | None = None
     threads: int | None = None
+    full: bool = False
+
+
+# What follows a backup while its repository is open, and the ids of the backups that it replaced (``app/rolling.py``).
+AfterBackup = Callable[[Context, Repository, Manifest, ClusterConfig, int], Sequence[str]]
 
 
 @dataclass(frozen=True)
 class Taken:
-    """A published backup and where it is."""
+    """A published backup, where it is, and the ids of those that it replaced."""
 
     repository: Named
     result: BackupResult
+    replaced: tuple[str, ...] = ()
 
 
 def backup_name(options: RunOptions, now: datetime) -> str:
@@ -75,7 +86,7 @@ def backup_name(options: RunOptions, now: datetime) -> str:
     return check_backup_name(f"{name} {now:%Y-%m-%d %H%M} {zone}")
 
 
-def run(context: Context, options: RunOptions, unlocking: Unlocking) -> Taken:
+def run(context: Context, options: RunOptions, unlocking: Unlocking, after: AfterBackup | None = None) -> Taken:
     """Take one backup of a cluster.
 
     Raises: NotFound, UsageError, ConfigurationError, ServerError, StoreError, RepositoryError, Busy, Cancelled.
@@ -92,18 +103,24 @@ def run(context: Context, options: RunOptions, unlocking: Unlocking) -> Taken:
         data_directory = local_directory(address, facts.data_directory)
         clusters.check_home_outside(context.home, data_directory)
         check_repository_outside(named.config.url, data_directory)
+        found = outside.collect(context, address, facts, data_directory)
         engine = BackupOptions(
             options.cluster,
             name,
-            _level(options, cluster),
-            _threads(options, cluster),
+            level_of(options, cluster),
+            threads_of(options, cluster),
             local=data_directory is not None,
+            full=options.full,
+            outside=found.files,
+            warnings=found.warnings,
         )
         result = _streamed(context, repository, address, facts, engine, _protocol(options, cluster, name))
+        outside.warn_if_unknown(context, repository, facts, result)
         context.listener(PhaseStarted("refreshing README.txt"))
-        refresh_files(context, repository)
+        refresh_files(context, repository, quick=True)
         sweep_leftovers(named)
-    return Taken(named, result)
+        replaced = after(context, repository, result.manifest, cluster, engine.threads) if after else ()
+    return Taken(named, result, tuple(replaced))
 
 
 def _protocol(options: RunOptions, cluster: ClusterConfig, name: str) -> BaseBackupOptions:
@@ -114,12 +131,14 @@ def _protocol(options: RunOptions, cluster: ClusterConfig, name: str) -> BaseBac
     )
 
 
-def _level(options: RunOptions, cluster: ClusterConfig) -> int:
+def level_of(options: RunOptions, cluster: ClusterConfig) -> int:
+    """zstd's level for this backup."""
     chosen = cluster.compress_level if options.compress_level is None else options.compress_level
     return chosen or UNCOMPRESSED_LEVEL
 
 
-def _threads(options: RunOptions, cluster: ClusterConfig) -> int:
+def threads_of(options: RunOptions, cluster: ClusterConfig) -> int:
+    """Threads that compress for this backup."""
     return options.threads or cluster.threads or processors()
 
 
@@ -156,7 +175,15 @@ def _streamed(
     )
     source = BaseBackupSource(address, facts.major, protocol, context.clock, context.executed, monitor.watch)
     try:
-        return run_backup(repository, source, facts, options, context.stop, context.listener)
+        return run_backup(
+            repository,
+            source,
+            facts,
+            options,
+            context.stop,
+            context.listener,
+            lambda reach: read_summaries(address, context.stop, context.executed, reach=reach),
+        )
     except Cancelled:
         if danger:
             raise danger[0] from None
@@ -182,6 +209,12 @@ class Listed:
     repository: str
     manifest: Manifest
     marks: tuple[Mark, ...]
+    deleted: Mark | None = None
+
+    @property
+    def pin(self) -> Mark | None:
+        """The mark that pins it; None when nothing does."""
+        return standing(self.marks, PIN, UNPIN).get(self.manifest.backup)
 
     @property
     def checked(self) -> str | None:
@@ -190,19 +223,20 @@ class Listed:
 
 
 def listed(
-    context: Context, repository: str | None, cluster: str | None, unlocking: Unlocking
+    context: Context, repository: str | None, cluster: str | None, unlocking: Unlocking, *, deleted: bool = False
 ) -> tuple[list[Listed], list[DataManagerError]]:
     """Backups, oldest first, of one repository or of all; what cannot be opened is told apart.
 
+    Args: deleted - also those that were deleted and not yet pruned.
     Raises: as ``opened``, when one repository was named.
     """
     if repository is not None:
-        return _of_one(context, choose(context, repository, cluster), cluster, unlocking), []
+        return _of_one(context, choose(context, repository, cluster), cluster, unlocking, deleted=deleted), []
     found: list[Listed] = []
     errors: list[DataManagerError] = []
     for name, one in sorted(context.config().repositories.items()):
         try:
-            found += _of_one(context, Named(name, one), cluster, unlocking)
+            found += _of_one(context, Named(name, one), cluster, unlocking, deleted=deleted)
         except DataManagerError as error:
             context.stop.check()
             errors.append(error)
@@ -210,12 +244,18 @@ def listed(
     return sorted(found, key=lambda one: (one.manifest.started, one.repository, one.manifest.sequence)), errors
 
 
-def _of_one(context: Context, named: Named, cluster: str | None, unlocking: Unlocking) -> list[Listed]:
+def _of_one(
+    context: Context, named: Named, cluster: str | None, unlocking: Unlocking, *, deleted: bool
+) -> list[Listed]:
     with opened(context, named, unlocking) as repository:
-        marks = repository.marks()
+        marks: dict[str, list[Mark]] = {}
+        for mark in repository.marks():
+            marks.setdefault(mark.backup, []).append(mark)
+        gone = deleted_in(repository) if deleted else {}
+        found = [*repository.manifests(), *manifests(context, repository, gone)]
         return [
-            Listed(named.title, one, tuple(mark for mark in marks if mark.backup == one.backup))
-            for one in repository.manifests()
+            Listed(named.title, one, tuple(marks.get(one.backup, ())), gone.get(one.backup))
+            for one in sorted(found, key=lambda one: (one.sequence, one.backup))
             if cluster is None or one.cluster == cluster
         ]
 

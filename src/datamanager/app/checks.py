@@ -10,6 +10,7 @@ from datamanager.app.addresses import address_of, local_directory
 from datamanager.app.backups import check_repository_outside, processors
 from datamanager.app.context import Context
 from datamanager.app.opening import Unlocking, choose, locate, opened
+from datamanager.app.prospects import Prospect, next_backup
 from datamanager.app.repository_files import refresh_files
 from datamanager.base.errors import DataManagerError, NotFound
 from datamanager.base.events import PhaseStarted
@@ -23,7 +24,7 @@ from datamanager.repository.lease import LeaseRecord
 from datamanager.repository.repository import Repository
 from datamanager.storage.base import Space
 
-Depth = Literal["present", "sample", "full"]
+Depth = Literal["present", "sample", "rolling", "full"]
 
 # Leases age by the store's clock alone, so a skew is harmless to them; people and schedules read the wall clock.
 SKEW_SECONDS = 60.0
@@ -90,31 +91,42 @@ def _leases(repository: Repository, warnings: list[str]) -> tuple[float | None, 
     return skew, at_work
 
 
-def verify(
-    context: Context,
-    named: str | None,
-    depth: Depth,
-    sample_percent: float,
-    backups: list[str],
-    unlocking: Unlocking,
-) -> tuple[str, VerifyResult]:
-    """Read what is stored. Args: backups - as people name them; empty for all. Raises: as ``opened``; NotFound."""
+@dataclass(frozen=True)
+class Verification:
+    """What is to be read.
+
+    Args:
+        sample_percent: for ``sample``; rolling_days: for ``rolling``; backups: as people name them, empty for all.
+    """
+
+    depth: Depth = "full"
+    sample_percent: float = 10.0
+    rolling_days: int = 30
+    backups: tuple[str, ...] = ()
+
+
+def verify(context: Context, named: str | None, wanted: Verification, unlocking: Unlocking) -> tuple[str, VerifyResult]:
+    """Read what is stored; returns the repository's title too. Raises: as ``opened``; NotFound, UsageError."""
     found = choose(context, named, None)
     with opened(context, found, unlocking) as repository:
         refresh_files(context, repository)
-        wanted = [repository.find(one).backup for one in backups] or None
-        options = VerifyOptions(depth, sample_percent, wanted, processors())
+        backups = [repository.find(one).backup for one in wanted.backups] or None
+        options = VerifyOptions(wanted.depth, wanted.sample_percent, wanted.rolling_days, backups, processors())
         return found.title, verify_repository(repository, options, context.stop, context.listener)
 
 
 @dataclass(frozen=True)
 class ClusterCheck:
-    """What was found; blockers stand first. ``programs`` is None where this host has none of that major."""
+    """What was found; blockers stand first, and with one ``facts`` and ``next_backup`` are None.
+
+    Args: programs - None where this host has none of that major.
+    """
 
     facts: ServerFacts | None
     findings: list[Finding]
     programs: Programs | None
     repository: str | None
+    next_backup: Prospect | None = None
 
     @property
     def blockers(self) -> list[Finding]:
@@ -143,7 +155,7 @@ def check_cluster(context: Context, name: str) -> ClusterCheck:
         programs = find_programs(facts.major, cluster.install_path)
     except DataManagerError:
         programs = None
-    return ClusterCheck(facts, findings, programs, cluster.repository)
+    return ClusterCheck(facts, findings, programs, cluster.repository, next_backup(context, name, facts))
 
 
 def _same_volume(context: Context, repository: str, data_directory: str) -> list[Finding]:

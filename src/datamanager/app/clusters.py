@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from datamanager.app import server_settings
 from datamanager.app.addresses import address_of, local_directory
 from datamanager.app.context import Context
 from datamanager.base.errors import ConfigurationError, UsageError
@@ -110,12 +111,16 @@ def change(context: Context, name: str, assignments: dict[str, str]) -> ClusterC
     return editor.save().clusters[name]
 
 
-def remove(context: Context, name: str) -> None:
-    """Forget a cluster; its backups stay. Raises: NotFound, ConfigurationError."""
-    context.cluster(name)
+def remove(context: Context, name: str, *, keep_settings: bool = False) -> server_settings.Released:
+    """Forget a cluster; its backups stay, and settings of its server that we changed go back.
+
+    Returns: what became of those settings. Raises: NotFound, ConfigurationError, Cancelled.
+    """
+    released = server_settings.release(context, name, keep=keep_settings)
     editor = context.edit()
     editor.remove(("clusters", name))
     editor.save()
+    return released
 
 
 def listed(context: Context) -> dict[str, ClusterConfig]:

@@ -15,7 +15,8 @@ from datamanager.config.secret_files import write_secret_file
 from datamanager.repository import access
 from datamanager.repository.keys import MAX_LABEL_BYTES, Slot, SlotKind, SlotSecret
 from datamanager.repository.repository import Repository
-from datamanager.rescue import KitPage, recovery_kit, script_sha256
+from datamanager.rescue import script_sha256
+from datamanager.rescue.kit import KitPage, recovery_kit
 
 
 def label_of(text: str) -> str:

@@ -23,7 +23,7 @@ from datamanager.repository import access
 from datamanager.repository.format import folders
 from datamanager.repository.keys import SlotKind, SlotSecret
 from datamanager.repository.repository import Repository
-from datamanager.rescue import KitPage
+from datamanager.rescue.kit import KitPage
 from datamanager.storage.base import Space
 from datamanager.storage.registry import create_storage
 from datamanager.storage.retry import RetryingStorage

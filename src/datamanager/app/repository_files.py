@@ -15,7 +15,7 @@ from datamanager.repository import access
 from datamanager.repository.keys import SlotKind
 from datamanager.repository.manifest import Manifest
 from datamanager.repository.repository import Repository
-from datamanager.rescue import ServerNeeds, bundled_wheels, readme_text, rescue_script
+from datamanager.rescue import ServerNeeds, bundled_wheels, is_of_this_release, readme_text, rescue_script
 from datamanager.storage.base import Storage
 
 README, RESCUE, WHEELS = "README.txt", "rescue.py", "wheels/"
@@ -38,10 +38,12 @@ def write_files(repository: Repository, *, kept_where: str, wheels: bool) -> Non
     storage.barrier()
 
 
-def refresh_files(context: Context, repository: Repository, *, warn: bool = True) -> None:
+def refresh_files(context: Context, repository: Repository, *, warn: bool = True, quick: bool = False) -> None:
     """Replace what this release or the latest backup made out of date.
 
-    Args: warn - say that rescue.py was replaced; not where a kit with the new SHA-256 is just being made.
+    Args:
+        warn: say that rescue.py was replaced; not where a kit with the new SHA-256 is just being made.
+        quick: take the digests of the wheels in rescue.py for right, as after a backup.
 
     A repository that cannot be written is left as it is, with a warning. Raises: StoreError.
     """
@@ -51,7 +53,9 @@ def refresh_files(context: Context, repository: Repository, *, warn: bool = True
         before = _text(storage, README)
         readme = _readme(repository, newest_by_cluster(repository), _kept_where(before or b""), wheels=wheels)
         changed = _replace(storage, README, before, readme.encode())
-        if _replace(storage, RESCUE, _text(storage, RESCUE), rescue_script()):
+        script = _text(storage, RESCUE)
+        current = quick and script is not None and is_of_this_release(script)
+        if not current and _replace(storage, RESCUE, script, rescue_script()):
             changed = True
             if warn:
                 context.listener(Warned(_REPLACED))

@@ -11,9 +11,10 @@ from pathlib import Path
 from datamanager.app.backups import processors
 from datamanager.app.context import Context
 from datamanager.app.opening import Unlocking, choose_holding, opened
-from datamanager.base.errors import ConfigurationError, UsageError
+from datamanager.base.errors import ConfigurationError, TargetUnfit, UsageError
 from datamanager.base.events import PhaseStarted
 from datamanager.engine.export import export_backup
+from datamanager.engine.outside import PutBack, check_outside_folder, outside_folder, write_outside_files
 from datamanager.engine.restore import RestoreResult, apply_restore
 from datamanager.engine.restore_plan import RestoreOptions, RestorePlan, plan_restore
 from datamanager.postgres.account import UnixAccount, service_account
@@ -45,11 +46,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Restored:
-    """A plan, and what came of it; ``result`` is None for a dry run. ``owner`` is whose files they will be."""
+    """A plan, and what came of it; ``result`` is None for a dry run. ``owner`` is whose files they will be.
+
+    ``outside`` is the configuration that lay outside the data directory, and lies beside the target now.
+    """
 
     plan: RestorePlan
     result: RestoreResult | None
     owner: str
+    outside: tuple[PutBack, ...] = ()
 
 
 def run(context: Context, request: Request, unlocking: Unlocking, *, dry_run: bool) -> Restored:
@@ -63,10 +68,24 @@ def run(context: Context, request: Request, unlocking: Unlocking, *, dry_run: bo
     with opened(context, named, unlocking) as repository:
         context.listener(PhaseStarted("planning"))
         plan = plan_restore(repository, repository.find(request.backup, request.cluster), options)
+        check_outside_folder(plan.manifest, outside_folder(options.target))
         if dry_run:
             return Restored(plan, None, owner or "this account")
         result = apply_restore(repository, plan, context.stop, context.listener)
-        return Restored(plan, result, owner or "this account")
+        outside = _put_outside(plan.manifest, options)
+        return Restored(plan, result, owner or "this account", outside)
+
+
+def _put_outside(manifest: Manifest, options: RestoreOptions) -> tuple[PutBack, ...]:
+    """Write what lay outside the data directory beside the target. Raises: TargetUnfit, IntegrityError."""
+    folder = outside_folder(options.target)
+    try:
+        return tuple(write_outside_files(manifest, folder, options.owner))
+    except OSError as error:
+        raise TargetUnfit(
+            f"restore configuration: {error.filename or folder}: {(error.strerror or 'cannot be written').lower()}",
+            hint=f"The data directory is complete; delete {folder}, make room, and restore the backup once more.",
+        ) from error
 
 
 def default_owner() -> str | None:
@@ -78,13 +97,17 @@ def default_owner() -> str | None:
     return account.name if isinstance(account, UnixAccount) else None
 
 
-def export(context: Context, request: Request, unlocking: Unlocking) -> tuple[Manifest, RestoreResult]:
+def export(
+    context: Context, request: Request, unlocking: Unlocking
+) -> tuple[Manifest, RestoreResult, tuple[PutBack, ...]]:
     """Write a backup as a plain directory of PostgreSQL's own. Raises: as ``run``."""
     options = _options(request, request.owner)
     named = choose_holding(context, request.repository, request.cluster, request.backup)
     with opened(context, named, unlocking) as repository:
         manifest = repository.find(request.backup, request.cluster)
-        return manifest, export_backup(repository, manifest, options, context.stop, context.listener)
+        check_outside_folder(manifest, outside_folder(options.target))
+        result = export_backup(repository, manifest, options, context.stop, context.listener)
+        return manifest, result, _put_outside(manifest, options)
 
 
 def _options(request: Request, owner: str | None) -> RestoreOptions:

@@ -13,7 +13,8 @@
     │   ├── ServerUnfit                23   a setting or a version is in the way
     │   ├── StreamBroken               24   (retryable) the connection or the server went away midway
     │   ├── ServerDidNotStart          25
-    │   └── ProgramMissing             26   a PostgreSQL program is not installed
+    │   ├── ProgramMissing             26   a PostgreSQL program is not installed
+    │   └── IncrementRefused           27   the server cannot send only what changed; a full read can still be made
     ├── StoreError                          where sealed bytes land
     │   ├── StoreUnavailable           30   (retryable)
     │   ├── StoreUnplugged             31   the drive is not there
@@ -118,6 +119,13 @@ class ServerDidNotStart(ServerError):
 
 class ProgramMissing(ServerError):
     exit_code = 26
+
+
+class IncrementRefused(ServerError):
+    """Raised by an increment's own commands and nothing else: whoever began it reads everything instead."""
+
+    exit_code = 27
+    default_hint = "Run `datamanager cluster check NAME` to see what the server lacks for an increment."
 
 
 class StoreError(DataManagerError):

@@ -7,24 +7,52 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import secrets
 import sys
 from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+HAS_SYNCFS = _libc is not None and hasattr(_libc, "syncfs")
+# What a file system answers that cannot sync folders, such as FAT.
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF)
+
+
+def sync_volume(descriptor: int) -> None:
+    """Bring everything written to the volume of this open file or folder to the medium; only where HAS_SYNCFS.
+
+    Raises: OSError, also on writes that failed since the file was opened. Source: syncfs(2), errors since Linux 5.8.
+    """
+    if _libc is not None and _libc.syncfs(descriptor) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def sync_folder(folder: Path) -> bool:
+    """Make the names in ``folder`` durable.
+
+    Returns: False where folders cannot be synced: Windows (NTFS journals a rename but flushes it when it likes; only
+    an administrator may flush the volume) and some file systems. Raises: OSError, when the medium failed.
+    """
+    if sys.platform == "win32":
+        return False
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in _NO_FOLDER_SYNC:
+            return False
+        raise
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def sync_directory(folder: Path) -> None:
-    """Make the names in ``folder`` durable; does nothing where directories cannot be synced (FAT, Windows)."""
-    if os.name == "nt":
-        return
+    """``sync_folder`` where a failure is no reason to stop."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(folder)
 
 
 def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
@@ -52,12 +80,10 @@ def sync_tree(root: Path) -> None:
 
     Raises: OSError, when anything written there was lost. Source: syncfs(2), which reports errors since Linux 5.8.
     """
-    if _libc is not None and hasattr(_libc, "syncfs"):
+    if HAS_SYNCFS:
         descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            if _libc.syncfs(descriptor) != 0:
-                code = ctypes.get_errno()
-                raise OSError(code, os.strerror(code), str(root))
+            sync_volume(descriptor)
         finally:
             os.close(descriptor)
         return

@@ -9,6 +9,7 @@ from typing import Any
 
 from datamanager.app.backups import Listed
 from datamanager.base.units import format_duration, format_size
+from datamanager.postgres.outside_model import OutsideFile
 from datamanager.repository.manifest import Manifest
 
 
@@ -21,6 +22,7 @@ def fields(manifest: Manifest) -> dict[str, Any]:
         "started": manifest.started,
         "ended": manifest.ended,
         "method": manifest.method,
+        "reason": manifest.reason,
         "parent": manifest.parent,
         "version": manifest.version,
         "system_identifier": str(manifest.system_identifier),
@@ -32,8 +34,24 @@ def fields(manifest: Manifest) -> dict[str, Any]:
         "bytes_read": manifest.bytes_read,
         "bytes_stored": manifest.bytes_stored,
         "bytes_reused": manifest.bytes_reused,
+        "bytes_resumed": manifest.bytes_resumed,
+        "pages_changed": manifest.pages_changed,
+        "audit": manifest.audit,
         "damaged": manifest.damaged,
+        "cold": manifest.cold,
     }
+
+
+def how_it_was_read(manifest: Manifest) -> str:
+    """Why the backup took as long as it did, and what was spared."""
+    if manifest.method == "native":
+        what = "Nothing changed" if not manifest.pages_changed else f"{manifest.pages_changed} pages changed"
+        text = f"{what} since backup {manifest.parent}; only that was read."
+    else:
+        text = f"Everything was read: {manifest.reason or 'this release did not say why'}."
+    if manifest.bytes_resumed:
+        text += f" {format_size(manifest.bytes_resumed)} had been stored by a backup that was interrupted."
+    return text
 
 
 def full(one: Listed) -> dict[str, Any]:
@@ -50,9 +68,23 @@ def full(one: Listed) -> dict[str, Any]:
         "volumes": manifest.volumes,
         "checksum_failures": [asdict(each) for each in manifest.checksum_failures],
         "backup_warnings": list(manifest.warnings),
-        "marks": [{"name": mark.name, "time": mark.time} for mark in one.marks],
+        "marks": [
+            {"name": mark.name, "time": mark.time, **({"note": mark.note} if mark.note else {})} for mark in one.marks
+        ],
+        "pinned": one.pin is not None,
+        "pin_note": one.pin.note if one.pin else None,
+        "deleted": one.deleted.time if one.deleted else None,
         "server": manifest.server,
+        "control": manifest.control,
+        "outside_files": [
+            {"path": each.path, "bytes": each.size, "kept": each.content is not None} for each in manifest.outside
+        ],
     }
+
+
+def outside_line(file: OutsideFile) -> str:
+    """One configuration file from outside the data directory, never its content."""
+    return f"{file.path} ({file.left_out or format_size(file.size)})"
 
 
 def local_time(text: str) -> str:
@@ -79,8 +111,18 @@ def table(found: Sequence[Listed]) -> str:
     for number, row in enumerate(rows):
         lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         if number:
+            lines += [f"    {text}" for text in said_of(found[number - 1])]
             lines += [f"    warning: {text}" for text in found[number - 1].manifest.warnings]
     return "\n".join(lines)
+
+
+def said_of(one: Listed) -> list[str]:
+    """That it is pinned or deleted, since when and why."""
+    said = []
+    for word, mark in (("pinned", one.pin), ("deleted", one.deleted)):
+        if mark is not None:
+            said.append(f"{word} {local_time(mark.time)}{f': {mark.note}' if mark.note else ''}")
+    return said
 
 
 def _row(one: Listed) -> tuple[str, ...]:
@@ -110,10 +152,14 @@ def details(one: Listed) -> str:
         ("Server", f"PostgreSQL {manifest.version}, data checksums {'on' if manifest.checksums else 'off'}"),
         ("Size", f"{format_size(manifest.total_bytes)} in {manifest.files} files"),
         ("New data", f"{format_size(manifest.bytes_stored)} stored, {format_size(manifest.bytes_reused)} known before"),
+        ("Read", how_it_was_read(manifest)),
         ("WAL", f"timeline {manifest.timeline}, {manifest.start_lsn} to {manifest.stop_lsn}"),
         ("Checked", local_time(one.checked) if one.checked else "not yet"),
         *(("Tablespace", f"{each.oid} at {each.location}") for each in manifest.tablespaces),
+        *((("Cold", f"taken while the server did not run: {manifest.control['state']}"),) if manifest.cold else ()),
+        *(("Outside", outside_line(each)) for each in manifest.outside),
         *(("Damaged", f"{each.path}, blocks {each.blocks}") for each in manifest.checksum_failures),
+        *(("Marked", text) for text in said_of(one)),
         *(("Warning", text) for text in manifest.warnings),
     ]
     return "\n".join(f"{name + ':':<12}{value}" for name, value in facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,14 @@ from datamanager.cli.outcome import Outcome
 
 if TYPE_CHECKING:
     from datamanager.app import checks, clusters
+    from datamanager.cli import settings_offer
     from datamanager.cli.session import Session
     from datamanager.config.model import ClusterConfig
     from datamanager.postgres.facts import ServerFacts
 else:
     checks = lazy("datamanager.app.checks")
     clusters = lazy("datamanager.app.clusters")
+    settings_offer = lazy("datamanager.cli.settings_offer")
 
 command = noun("cluster", "Clusters: the PostgreSQL servers that are backed up.")
 
@@ -30,6 +33,7 @@ command = noun("cluster", "Clusters: the PostgreSQL servers that are backed up."
     examples=[
         'datamanager cluster add office "host=localhost user=postgres" --repo usb',
         'datamanager cluster add branch "host=10.0.0.5 user=backup" --password-file /etc/datamanager/branch.pass',
+        'datamanager cluster add ward "host=localhost user=postgres" --repo usb --yes',
     ],
 )
 @click.argument("name")
@@ -37,20 +41,39 @@ command = noun("cluster", "Clusters: the PostgreSQL servers that are backed up."
 @click.option("--repo", "repository", metavar="REPO", help="The repository its backups go to.")
 @click.option("--password-file", type=FILE, metavar="FILE", help="File, readable by you alone, with the password.")
 @click.option("--no-check", is_flag=True, help="Add it although its server cannot be reached now.")
+@click.option("--yes", is_flag=True, help="Change settings of the server that make backups short, without asking.")
+@click.option("--no-settings", is_flag=True, help="Change no setting of the server, and do not ask.")
 def add(
-    session: Session, name: str, conninfo: str, repository: str | None, password_file: Path | None, no_check: bool
+    session: Session,
+    name: str,
+    conninfo: str,
+    repository: str | None,
+    password_file: Path | None,
+    no_check: bool,
+    yes: bool,
+    no_settings: bool,
 ) -> Outcome:
     """Add the server reached by CONNINFO under NAME.
 
     CONNINFO is a libpq connection string. It holds no password: use PostgreSQL's password file (pgpass), its service
     file, or --password-file.
+
+    Where the server keeps no WAL summaries (17 and newer can), each backup reads everything; then it is offered to
+    switch them on, by ALTER SYSTEM and a reload. `datamanager cluster remove` puts that back.
     """
+    if yes and (no_settings or no_check):
+        other = "--no-settings" if no_settings else "--no-check"
+        raise UsageError(f"read options: --yes and {other} contradict each other", hint="Give one of them.")
     options = clusters.ClusterOptions(name, conninfo, repository, password_file, check=not no_check)
     added = clusters.add(session.context, options)
     data: dict[str, Any] = {"cluster": name, "repository": repository, "checked": added is not None}
     if added is None:
         return Outcome(f"Cluster {name} was added; its server was not asked.", data)
-    return Outcome(f"Cluster {name} was added: {_described(added)}.", {**data, **_fields(added)})
+    text = f"Cluster {name} was added: {_described(added)}."
+    offered = settings_offer.settle(session, name, "take" if yes else "decline" if no_settings else "ask")
+    return Outcome(
+        "\n".join([text, *offered.lines]), {**data, **_fields(added), **offered.data}, offered.warnings, log=text
+    )
 
 
 def _described(facts: ServerFacts) -> str:
@@ -88,10 +111,18 @@ def _where(one: ClusterConfig) -> str:
     return f"; backups go to {one.repository}" if one.repository else ""
 
 
-@command.command("check", examples=["datamanager cluster check office"])
+@command.command(
+    "check", examples=["datamanager cluster check office", "datamanager cluster check office --enable-increments"]
+)
 @click.argument("name")
-def check(session: Session, name: str) -> Outcome:
-    """Find out whether the next backup of a cluster can be made, and what should be better."""
+@click.option(
+    "--enable-increments",
+    is_flag=True,
+    help="First switch WAL summaries on (ALTER SYSTEM and a reload), without which each backup reads everything.",
+)
+def check(session: Session, name: str, enable_increments: bool) -> Outcome:
+    """Find out whether the next backup of a cluster can be made, whether it will be short, what should be better."""
+    changed = settings_offer.settle(session, name, "require") if enable_increments else settings_offer.NOTHING
     found = checks.check_cluster(session.context, name)
     lines = [
         f"{one.severity}: {one.sentence} {one.remedy}".rstrip() for one in found.findings if one.severity != "warning"
@@ -104,19 +135,24 @@ def check(session: Session, name: str) -> Outcome:
         ],
         "programs": None if found.programs is None else str(found.programs.bin_directory),
         "repository": found.repository,
+        "next_backup": None if found.next_backup is None else asdict(found.next_backup),
+        **changed.data,
     }
     if found.blockers or found.facts is None:
         failure = found.blockers[0].error()
         return Outcome("\n".join(lines), data, failure=failure)
     data |= _fields(found.facts)
-    lines.insert(0, f"Cluster {name} can be backed up: {_described(found.facts)}.")
+    head = [*changed.lines, f"Cluster {name} can be backed up: {_described(found.facts)}."]
+    if found.next_backup is not None:
+        head += settings_offer.next_backup_lines(found.next_backup)
+    lines[:0] = head
     lines += [f"note: {text}" for text in found.facts.warnings]
     if found.programs is None:
         lines.append(
             f"note: no programs of PostgreSQL {found.facts.major} are here, so restores cannot be started here."
         )
     warnings = [f"{one.sentence} {one.remedy}".rstrip() for one in found.findings if one.severity == "warning"]
-    return Outcome("\n".join(lines), data, warnings)
+    return Outcome("\n".join(lines), data, [*warnings, *changed.warnings])
 
 
 @command.command(
@@ -149,7 +185,10 @@ def set_(session: Session, name: str, assignments: tuple[str, ...]) -> Outcome:
 
 @command.command("remove", examples=["datamanager cluster remove office"])
 @click.argument("name")
-def remove(session: Session, name: str) -> Outcome:
-    """Forget a cluster. Its backups stay where they are."""
-    clusters.remove(session.context, name)
-    return Outcome(f"Cluster {name} was removed from the configuration; its backups stay.", {"cluster": name})
+@click.option("--keep-settings", is_flag=True, help="Leave the server's settings as this program has set them.")
+def remove(session: Session, name: str, keep_settings: bool) -> Outcome:
+    """Forget a cluster. Its backups stay where they are; settings of its server that were changed here go back."""
+    released = clusters.remove(session.context, name, keep_settings=keep_settings)
+    text = f"Cluster {name} was removed from the configuration; its backups stay."
+    told = settings_offer.released(released)
+    return Outcome("\n".join([text, *told.lines]), {"cluster": name, **told.data}, told.warnings, log=text)

@@ -14,9 +14,11 @@ from datamanager.cli.outcome import Outcome
 
 if TYPE_CHECKING:
     from datamanager.app import demo
+    from datamanager.cli import backup_text
     from datamanager.cli.session import Session
 else:
     demo = lazy("datamanager.app.demo")
+    backup_text = lazy("datamanager.cli.backup_text")
 
 
 @click.command(
@@ -42,7 +44,7 @@ def command(session: Session, size: str, seed: int, keep: bool) -> Outcome:
     for number, backup in enumerate(report.backups, start=1):
         lines.append(
             f"backup {number}: {format_size(backup.manifest.total_bytes)} in {format_duration(backup.seconds)}, "
-            f"{format_size(backup.stored)} newly stored"
+            f"{format_size(backup.stored)} newly stored; {backup_text.how_it_was_read(backup.manifest)}"
         )
     for number, restore in enumerate(report.restores, start=1):
         lines.append(f"restore {number}: {format_size(restore.bytes)} in {format_duration(restore.seconds)}")
@@ -66,6 +68,7 @@ def _fields(report: demo.DemoReport) -> dict[str, object]:
                 "backup_id": one.manifest.backup,
                 "total_bytes": one.manifest.total_bytes,
                 "bytes_stored": one.stored,
+                "method": one.manifest.method,
                 "seconds": round(one.seconds, 3),
             }
             for one in report.backups

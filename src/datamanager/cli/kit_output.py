@@ -8,7 +8,7 @@ from typing import Any
 from datamanager.base.errors import ConfigurationError, UsageError
 from datamanager.cli.outcome import Outcome
 from datamanager.config.secret_files import write_secret_file
-from datamanager.rescue import KitPage
+from datamanager.rescue.kit import KitPage
 
 
 def check_free(path: Path) -> None:

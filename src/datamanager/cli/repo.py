@@ -9,7 +9,7 @@ import click
 
 from datamanager.base.errors import UsageError
 from datamanager.base.units import format_size
-from datamanager.cli import repo_check, repo_key
+from datamanager.cli import repo_check, repo_heal, repo_key, repo_prune
 from datamanager.cli.command import FILE, noun
 from datamanager.cli.lazy import lazy
 from datamanager.cli.outcome import Outcome
@@ -26,6 +26,8 @@ else:
 command = noun("repo", "Repositories: where backups are kept, and their keys.")
 command.add_command(repo_check.check)
 command.add_command(repo_check.verify)
+command.add_command(repo_heal.heal)
+command.add_command(repo_prune.prune)
 command.add_command(repo_key.command)
 command.add_command(repo_key.kit)
 

@@ -41,6 +41,7 @@ def check(
         f"Repository {found.title} at {found.url}: {'encrypted' if found.encrypted else 'NOT encrypted'}, "
         f"{found.backups} backup{'' if found.backups == 1 else 's'}.",
         *_damage_lines(found.verified),
+        *_age_lines(found.verified),
     ]
     if found.space is not None:
         lines.append(f"Room: {format_size(found.space.free)} of {format_size(found.space.total)} free.")
@@ -67,12 +68,21 @@ def check(
     examples=[
         "datamanager repo verify usb",
         "datamanager repo verify usb --sample 10",
+        "datamanager repo verify usb --rolling 30",
         "datamanager repo verify --backup latest",
     ],
 )
 @click.argument("repository", metavar="[REPO]", required=False)
 @click.option(
     "--sample", type=click.FloatRange(0, 100, min_open=True), metavar="PERCENT", help="Read only so much of the data."
+)
+@click.option(
+    "--rolling",
+    type=click.IntRange(1, 3650),
+    metavar="[DAYS]",
+    is_flag=False,
+    flag_value=30,
+    help="Read the share that is due, so that a run a day reads everything within DAYS; 30 unless given.",
 )
 @click.option("--present", is_flag=True, help="Read no data: only see that everything is there.")
 @click.option("--backup", "backups", multiple=True, metavar="ID", help="Only this backup; may be given again.")
@@ -81,6 +91,7 @@ def verify(
     session: Session,
     repository: str | None,
     sample: float | None,
+    rolling: int | None,
     present: bool,
     backups: tuple[str, ...],
     passphrase_file: Path | None,
@@ -91,20 +102,51 @@ def verify(
 
     A backup that passes is marked as checked. Damage ends with exit status 40 and names the backups it affects.
     """
-    if present and sample is not None:
-        raise UsageError("read options: --present and --sample contradict each other", hint="Give one of them.")
-    depth: checks.Depth = "present" if present else "full" if sample is None else "sample"
+    wanted = _wanted(sample, rolling, backups, present=present)
     unlocking = session.unlocking(passphrase_file, recovery_code_file, key_file)
-    title, result = checks.verify(
-        session.context, repository, depth, 10.0 if sample is None else sample, list(backups), unlocking
-    )
+    title, result = checks.verify(session.context, repository, wanted, unlocking)
     lines = [
         f"Verified {title}: {len(result.backups)} backups, {format_size(result.bytes)} read from {result.objects} "
         f"objects ({result.packs_read} of {result.packs} data packs) in {format_duration(result.seconds)}.",
         *_damage_lines(result),
+        *_age_lines(result),
     ]
-    data = {"repository": title, "depth": depth, **_verify_fields(result)}
+    data = {"repository": title, "depth": wanted.depth, **_verify_fields(result)}
     return _judged("verify", title, result, lines, data, [])
+
+
+def _wanted(
+    sample: float | None, rolling: int | None, backups: tuple[str, ...], *, present: bool
+) -> checks.Verification:
+    given = [
+        name
+        for name, there in (
+            ("--present", present),
+            ("--sample", sample is not None),
+            ("--rolling", rolling is not None),
+        )
+        if there
+    ]
+    if len(given) > 1:
+        raise UsageError(f"read options: {' and '.join(given)} contradict each other", hint="Give one of them.")
+    if rolling is not None and backups:
+        raise UsageError("read options: --rolling and --backup contradict each other", hint="Give one of them.")
+    if present:
+        return checks.Verification("present", backups=backups)
+    if sample is not None:
+        return checks.Verification("sample", sample_percent=sample, backups=backups)
+    if rolling is not None:
+        return checks.Verification("rolling", rolling_days=rolling)
+    return checks.Verification("full", backups=backups)
+
+
+def _age_lines(result: VerifyResult) -> list[str]:
+    """For how long the byte that has waited longest was not read."""
+    if result.oldest_unread_seconds is None:
+        return []
+    days = result.oldest_unread_seconds / 86_400
+    age = format_duration(result.oldest_unread_seconds) if days < 2 else f"{days:.0f} days"
+    return [f"Every stored byte was written or read whole within the last {age}."]
 
 
 def _damage_lines(result: VerifyResult) -> list[str]:
@@ -131,6 +173,9 @@ def _verify_fields(result: VerifyResult) -> dict[str, Any]:
         "bytes": result.bytes,
         "packs": result.packs,
         "packs_read": result.packs_read,
+        "oldest_unread_seconds": (
+            None if result.oldest_unread_seconds is None else round(result.oldest_unread_seconds)
+        ),
         "seconds": round(result.seconds, 3),
     }
 
@@ -150,6 +195,7 @@ def _judged(
         words = f"{len(hit)} backup{'' if len(hit) == 1 else 's'} affected" if hit else "no backup is affected"
         failure = IntegrityError(
             f"{verb} repository {title}: {len(lost)} damaged object{'' if len(lost) == 1 else 's'}, {words}",
-            hint="Restore affected backups from another copy, and make the next backup in another repository.",
+            hint="Run the next backup: it reads everything and stores anew what it can. "
+            "Older backups are healed from another copy with `datamanager repo heal REPO FROM`.",
         )
     return Outcome("\n".join(lines), data, said, failure=failure)

@@ -16,13 +16,14 @@ from datamanager.cli.outcome import Outcome
 if TYPE_CHECKING:
     from datamanager.app import restores, started
     from datamanager.app.restores import Restored
-    from datamanager.cli import backup_text
+    from datamanager.cli import backup_text, outside_text
     from datamanager.cli.session import Session
     from datamanager.engine.restore_plan import RestorePlan
 else:
     restores = lazy("datamanager.app.restores")
     started = lazy("datamanager.app.started")
     backup_text = lazy("datamanager.cli.backup_text")
+    outside_text = lazy("datamanager.cli.outside_text")
 
 
 @click.command(
@@ -94,8 +95,10 @@ def command(
     text = (
         f"Backup {plan.manifest.backup} ({plan.manifest.label}) was restored to {result.target}: {result.files} files, "
         f"{format_size(result.bytes)} in {format_duration(result.seconds)}."
+        f"{outside_text.sentences(restored.outside, result.target)}"
     )
     data |= {"files": result.files, "bytes": result.bytes, "seconds": round(result.seconds, 3)}
+    data |= outside_text.fields(restored.outside)
     if not start:
         return Outcome(text, data, result.warnings)
     running = started.start(session.context, restored, port)

@@ -98,6 +98,19 @@ class Session:
             return self.keep(read_secret_line(file, "passphrase file"))
         return self._asked("New passphrase", twice=True)
 
+    def confirm(self, question: str) -> bool | None:
+        """Ask a person at a terminal; Enter means no. None when there is nobody to ask. Raises: Cancelled."""
+        if isinstance(self.console, JsonConsole) or not (sys.stdin.isatty() and sys.stdout.isatty()):
+            return None
+        self.console.close()
+        self.prompting = True
+        try:
+            return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        except (EOFError, KeyboardInterrupt):
+            raise Cancelled("read answer: stopped") from None
+        finally:
+            self.prompting = False
+
     def _asked(self, question: str, *, twice: bool) -> Secret:
         if not sys.stdin.isatty():
             line = sys.stdin.buffer.readline()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import click
+
+from datamanager.cli.lazy import load
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ COMMANDS: Mapping[str, Entry] = {
     "repo": Entry("datamanager.cli.repo", "Repositories: where backups are kept, and their keys."),
     "cluster": Entry("datamanager.cli.cluster", "Clusters: the PostgreSQL servers that are backed up."),
     "backup": Entry("datamanager.cli.backup", "Make backups, list them, export them."),
+    "expire": Entry("datamanager.cli.expire", "Let the backups go that the retention of a cluster does not keep."),
     "restore": Entry("datamanager.cli.restore", "Restore a backup into a new directory."),
     "config": Entry("datamanager.cli.config", "Show and change the configuration."),
     "logs": Entry("datamanager.cli.logs", "Where the logs of all runs are."),
@@ -41,7 +43,7 @@ class LazyGroup(click.Group):
         entry = COMMANDS.get(cmd_name)
         if entry is None:
             return None
-        command: click.Command = importlib.import_module(entry.module).command
+        command: click.Command = load(entry.module).command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -1,7 +1,7 @@
 """The one declaration of what ``config.toml`` may say; help, checks and the reference come from it.
 
 [repositories.NAME]   url, key_file | open
-[clusters.NAME]       conninfo, repository, password_file, install_path, compress_level, threads, max_rate, ...
+[clusters.NAME]       conninfo, repository, password_file, install_path, compress_level, threads, max_rate, keep_*, ...
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from datamanager.base.errors import ConfigurationError, UsageError
 from datamanager.base.units import format_size, parse_size
 from datamanager.config.conninfo import check_conninfo, check_url
+from datamanager.config.durations import check_duration
 from datamanager.config.names import check_name
 
 MIN_RATE_BYTES, MAX_RATE_BYTES = 32 << 10, 1 << 30  # what BASE_BACKUP's MAX_RATE takes
@@ -62,6 +63,8 @@ def _without_secret(check: Callable[[str], None]) -> AfterValidator:
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 ClusterName = Annotated[str, _name_of("cluster")]
 RepositoryName = Annotated[str, _name_of("repository")]
+Duration = Annotated[str, AfterValidator(check_duration)]
+Keep = Annotated[int, Field(ge=0, le=1_000_000)]
 Rate = Annotated[int, BeforeValidator(_rate), Field(ge=MIN_RATE_BYTES, le=MAX_RATE_BYTES)]
 
 
@@ -95,12 +98,25 @@ class ClusterConfig(_Section):
     repository: RepositoryName | None = Field(None, description="repository used when a command names none")
     password_file: AbsolutePath | None = Field(None, description="file whose first line is the password")
     install_path: AbsolutePath | None = Field(None, description="folder that holds PostgreSQL's bin folder")
+    data_directory: AbsolutePath | None = Field(
+        None, description="data directory for `backup run --cold`; else where the newest backup found it"
+    )
     compress_level: int = Field(1, ge=0, le=19, description="zstd level 1 to 19; 0 stores without compression")
     threads: int | None = Field(None, ge=1, le=64, description="threads that compress; the processors when absent")
     max_rate: Rate | None = Field(
         None, description=f"bytes a second read from the server, {format_size(MIN_RATE_BYTES)} or more, as in 50MB"
     )
     checkpoint: Checkpoint = Field(Checkpoint.FAST, description="fast begins at once, spread spares the server")
+    keep_last: Keep | None = Field(None, description="`expire` keeps so many of the newest backups")
+    keep_within: Duration | None = Field(None, description="`expire` keeps backups no older than this, as in 14d")
+    keep_hourly: Keep | None = Field(None, description="`expire` keeps the newest of so many hours with a backup")
+    keep_daily: Keep | None = Field(None, description="`expire` keeps the newest of so many days with a backup")
+    keep_weekly: Keep | None = Field(None, description="`expire` keeps the newest of so many weeks with a backup")
+    keep_monthly: Keep | None = Field(None, description="`expire` keeps the newest of so many months with a backup")
+    keep_yearly: Keep | None = Field(None, description="`expire` keeps the newest of so many years with a backup")
+    keep_minimum: int = Field(
+        1, ge=1, le=1_000_000, description="so many of the newest undamaged backups stay whatever the other options say"
+    )
 
 
 class Config(_Section):

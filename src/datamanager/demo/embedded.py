@@ -24,6 +24,7 @@ _SETTINGS = {
     "listen_addresses": "",
     "shared_buffers": "128MB",
     "max_wal_size": "2GB",
+    "summarize_wal": "on",  # so that the second backup is an increment
     "fsync": "off",  # a throw-away server; what the demo measures is the backup
 }
 

@@ -32,6 +32,7 @@ from datamanager.postgres.facts import collect_facts
 from datamanager.postgres.facts_model import ServerFacts
 from datamanager.postgres.local_server import LocalServer
 from datamanager.postgres.programs import Programs, run_program
+from datamanager.postgres.wal_summaries import Summaries, read_summaries
 from datamanager.repository.format import canonical_json, folders
 from datamanager.repository.keys import SlotSecret
 from datamanager.repository.manifest import Manifest
@@ -182,7 +183,11 @@ def _back_up(demo: _Demo, server: LocalServer, repository: Repository, number: i
         lambda slot: None,
     )
     options = BackupOptions(cluster="clinic", label=f"demo {number}", threads=_THREADS)
-    return run_backup(repository, source, facts, options, demo.stop, _without_phases(demo.listener))
+
+    def summaries(reach: tuple[int, Lsn] | None) -> Summaries:
+        return read_summaries(server.address, demo.stop, demo.executed, reach=reach)
+
+    return run_backup(repository, source, facts, options, demo.stop, _without_phases(demo.listener), summaries)
 
 
 def _without_phases(listener: Listener) -> Callable[[Event], None]:

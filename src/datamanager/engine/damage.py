@@ -8,15 +8,15 @@ flagged. Source: ``docs/design.md``, PostgreSQL decision 18; src/backend/backup/
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 from datamanager.base.pipeline import StopToken
 from datamanager.base.units import Lsn
 from datamanager.postgres.page import relation_segment, wrong_blocks
-from datamanager.repository.format import PAGES_PER_CHUNK, ZERO_PACK
-from datamanager.repository.layer import FileEntry, FileKind
+from datamanager.repository.chunk_reader import read_pages
+from datamanager.repository.contents import Contents
+from datamanager.repository.layer import FileKind
 from datamanager.repository.manifest import ChecksumFailure
-from datamanager.repository.repository import Contents, Repository
+from datamanager.repository.repository import Repository
 
 # Database and relation name a file in any tablespace, whatever directory, language and quotes the message uses.
 _NAMED = re.compile(r"(?:global|\d+)/\d+(?:_[a-z]+)?(?:\.\d+)?(?![\w./])")
@@ -60,23 +60,3 @@ def find_damage(
 
 def _tail(path: str) -> str:
     return "/".join(path.split("/")[-_TAIL:])
-
-
-def read_pages(repository: Repository, contents: Contents, entry: FileEntry) -> Iterator[tuple[int, bytes]]:
-    """The stored pages of one file in order: (first page, bytes), at most a chunk at a time; zero pages are left out.
-
-    Raises: IntegrityError, ObjectMissing, StoreError.
-    """
-    size = contents.page_size
-    for first, pages, number, position in zip(*(column.tolist() for column in entry.rows), strict=True):
-        if number == ZERO_PACK:
-            continue
-        pack = repository.pack(contents.packs[number][0])
-        opener = pack.opener()
-        while pages > 0:
-            chunk, offset = divmod(position, PAGES_PER_CHUNK)
-            count = min(pages, PAGES_PER_CHUNK - offset)
-            start, end = (int(one) for one in pack.directory.offsets[chunk : chunk + 2])
-            raw = opener.open(chunk, repository.storage.get(pack.key, start, end - start))
-            yield first, raw[offset * size : (offset + count) * size]
-            first, pages, position = first + count, pages - count, position + count

@@ -1,7 +1,8 @@
 """Export a backup as the plain directory that PostgreSQL's own tools know: no lock-in.
 
-What is written is what BASE_BACKUP sent, the server's ``backup_manifest`` included: ``pg_verifybackup`` accepts it and
-``pg_ctl`` starts it. Tablespaces go beside it, ``DIRECTORY.tablespaces/OID``, unless they are mapped.
+What is written is what BASE_BACKUP would send of the whole cluster, with the server's ``backup_manifest`` or, for an
+increment, one of our own (``engine/witness.py``): ``pg_verifybackup`` accepts it and ``pg_ctl`` starts it. Tablespaces
+go beside it, ``DIRECTORY.tablespaces/OID``, unless they are mapped.
 """
 
 from __future__ import annotations

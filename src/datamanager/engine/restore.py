@@ -2,6 +2,7 @@
 
 1 plan         engine/restore_plan.py; a restore that cannot succeed stops there
 2 materialize  every file but the control file's name
+               then backup_manifest, of an increment: the server described what it sent, not the whole
 3 links        pg_tblspc, from the plan alone; nothing of it may lead into another cluster
 4 sync         everything durable
 5 pg_control   gets its name: from here on the directory starts
@@ -17,16 +18,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from datamanager.base.errors import StoreDenied, StoreFull, TargetTooSmall, TargetUnfit
+from datamanager.base.errors import TargetTooSmall, TargetUnfit
 from datamanager.base.events import Listener, PhaseStarted, Progress, Warned
 from datamanager.base.files import sync_directory, sync_tree
 from datamanager.base.pipeline import StopToken
 from datamanager.base.units import Lsn
-from datamanager.engine.materialize import Destination, Materializer
+from datamanager.engine.layout import Destination
+from datamanager.engine.materialize import Materializer
+from datamanager.engine.page_check import PageRules
 from datamanager.engine.restore_plan import CONTROL_FILE, UNFINISHED_CONTROL_FILE, UNFINISHED_MARK, RestorePlan
+from datamanager.engine.witness import require_complete_label, write_manifest
 from datamanager.postgres.isolation import assert_tablespaces_isolated, running_data_directories
 from datamanager.postgres.wal_tablespaces import created_tablespaces
-from datamanager.repository.lease import Lease
 from datamanager.repository.repository import Repository
 
 
@@ -48,14 +51,21 @@ def apply_restore(repository: Repository, plan: RestorePlan, stop: StopToken, li
     """
     began = repository.clock.elapsed()
     manifest, options = plan.manifest, plan.options
-    lease = _lease(repository, manifest.backup, listener)
+    lease = repository.take_lease_if_possible(
+        "restore", [manifest.backup], lambda text: listener(Warned(text)), stop=stop
+    )
     try:
         with _target_errors(options.target):
             destination = _prepare(plan)
             listener(PhaseStarted("restoring"))
             counter = _Counter(manifest.total_bytes, listener)
             contents = repository.contents(manifest)
-            files = Materializer(repository, contents, destination, options.threads, counter.add).run(stop)
+            rules = PageRules(manifest)
+            materializer = Materializer(repository, contents, destination, options.threads, counter.add, rules)
+            files = materializer.run(stop)
+            require_complete_label(destination.root)
+            if manifest.method == "native":
+                write_manifest(destination.root, manifest, materializer.written(), destination.owner)
             _make_links(plan, destination)
             _assert_isolated(plan, destination)
             listener(PhaseStarted("writing to disk"))
@@ -83,17 +93,6 @@ class _Counter:
         with self._lock:
             self._done += size
             self._listener(Progress(self._done, self._total))
-
-
-def _lease(repository: Repository, backup: str, listener: Listener) -> Lease | None:
-    """A lease, where the medium can be written; a restore from a read-only one goes on without."""
-    try:
-        lease = repository.take_lease("restore")
-        lease.renew([backup])
-    except (StoreDenied, StoreFull) as error:
-        listener(Warned(f"{error.message}; the restore goes on without telling other writers"))
-        return None
-    return lease
 
 
 @contextlib.contextmanager

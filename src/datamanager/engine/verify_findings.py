@@ -1,10 +1,11 @@
-"""What a verification finds, collected from many threads."""
+"""What a verification is asked and finds; findings are collected from many threads."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from datamanager.base.errors import DataManagerError
 from datamanager.base.events import Listener, Progress
@@ -26,6 +27,36 @@ class Damage:
     what: str
     backups_affected: list[str]
     redundant: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyOptions:
+    """What the caller decides.
+
+    Args:
+        depth: see ``engine/verify.py``.
+        sample_percent: share of the data packs that ``sample`` reads, above 0 to 100.
+        rolling_days: within how many days a daily ``rolling`` reads everything, 1 or more.
+        backups: ids of the only backups to look at, or None for all and everything else in the repository.
+        threads: how many read at once; each holds one pack (33 MiB).
+        write_down: leave marks, damaged lists and what was read when in the repository.
+    """
+
+    depth: Literal["present", "known", "sample", "rolling", "full"] = "full"
+    sample_percent: float = 10.0
+    rolling_days: int = 30
+    backups: list[str] | None = None
+    threads: int = 2
+    write_down: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class BackupVerdict:
+    """One backup. ``ok``: everything that was looked at can be restored, if need be from second copies."""
+
+    backup: str
+    ok: bool
+    damages: list[Damage]
 
 
 class Findings:

@@ -27,6 +27,7 @@ from datamanager.repository.format import (
 )
 from datamanager.repository.keys import SLOT_BYTES, Ring, Slot
 from datamanager.repository.manifest import Manifest
+from datamanager.repository.mark import DELETED, UNDELETED, Mark, backup_of, standing
 from datamanager.repository.objects import UNREADABLE
 from datamanager.repository.repository import Repository
 from datamanager.repository.sealing import Header, open_small
@@ -130,10 +131,11 @@ class MetadataVerifier:
         return open_small(data, kind, header, epoch_key, ring.repository, named_id(name), key)
 
     def marks(self) -> set[str]:
-        """Every mark; returns the backups whose last readable word is that they are deleted."""
-        last: dict[str, tuple[int, str]] = {}
+        """Every mark; returns the backups that count as deleted: a later mark that is lost gives them back."""
+        found: list[Mark] = []
+        lost: dict[str, int] = {}
         for one in sorted(self._storage.list("marks/"), key=lambda one: one.key):
-            backup = one.key.removeprefix("marks/").partition(".")[0]
+            backup, sequence = backup_of(one.key) or (one.key.removeprefix("marks/").partition(".")[0], 0)
             try:
                 mark = self._repository.mark(one.key)
             except ObjectMissing:
@@ -141,11 +143,12 @@ class MetadataVerifier:
             except UNREADABLE as error:
                 self._unreadable(error)
                 self._findings.damage(one.key, cause(error), [backup], redundant=True)
+                lost[backup] = max(sequence, lost.get(backup, 0))
                 continue
             self._findings.read(one.size)
-            if mark.name in ("deleted", "undeleted") and mark.sequence >= last.get(mark.backup, (0, ""))[0]:
-                last[mark.backup] = (mark.sequence, mark.name)
-        return {backup for backup, (_, name) in last.items() if name == "deleted"}
+            found.append(mark)
+        deleted = standing(found, DELETED, UNDELETED)
+        return {backup for backup, mark in deleted.items() if lost.get(backup, 0) <= mark.sequence}
 
     def leases(self) -> None:
         """Leases come and go; one that cannot be read is only worth a warning."""
@@ -159,6 +162,20 @@ class MetadataVerifier:
                 self._findings.warn(f"{one.key}: {cause(error)}; a lease holds no data and grows stale by itself")
                 continue
             self._findings.read(one.size)
+
+    def lists(self) -> None:
+        """Damaged and condemned lists and the state of the rolling verify: what they say can be found out again."""
+        for kind, folder in ((Kind.DAMAGED, "damaged/"), (Kind.CONDEMNED, "condemned/"), (Kind.CHECKED, "checked/")):
+            for one in self._storage.list(folder):
+                try:
+                    self._repository.objects.get_small(kind, one.key, [one.key])
+                except ObjectMissing:
+                    continue
+                except UNREADABLE as error:
+                    self._unreadable(error)
+                    self._findings.warn(f"{one.key}: {cause(error)}; what it said will be found out again")
+                    continue
+                self._findings.read(one.size)
 
     def _twins(
         self, keys: Sequence[str], backups: list[str], parse: Callable[[str, bytes], T]

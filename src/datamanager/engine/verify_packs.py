@@ -10,12 +10,10 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from datamanager.base.errors import IntegrityError, ObjectMissing, StoreUnavailable
 from datamanager.base.pipeline import Channel, StopToken, TaskGroup
 from datamanager.engine.verify_findings import Findings, cause, require_store
+from datamanager.engine.verify_rows import NO_CHUNKS, U32
 from datamanager.repository.format import HEADER, MAX_CONTAINER_BYTES, TRAILER, Kind
 from datamanager.repository.keys import Ring
 from datamanager.repository.objects import UNREADABLE
@@ -31,8 +29,6 @@ from datamanager.repository.pack import (
 from datamanager.repository.sealing import Header, Sealer
 from datamanager.storage.base import Storage
 
-U32 = npt.NDArray[np.uint32]
-
 
 @dataclass(frozen=True, slots=True)
 class PackReport:
@@ -45,6 +41,7 @@ class PackReport:
         bad: numbers of the damaged chunks.
         sha256: of all its bytes, for metadata packs, whose twins must be equal.
         missing: the object was not there.
+        masks: which pages of each chunk this generation holds; None when all are there.
     """
 
     key: str
@@ -56,14 +53,12 @@ class PackReport:
     bad: tuple[int, ...]
     sha256: bytes = b""
     missing: bool = False
+    masks: U32 | None = None
 
     @property
     def readable(self) -> bool:
         """The directory authenticates, so that its whole chunks can be restored."""
         return bool(self.digest)
-
-
-NO_CHUNKS = np.empty(0, np.uint32)
 
 
 class PackVerifier:
@@ -104,7 +99,17 @@ class PackVerifier:
         raw = directory.raw.copy()
         raw[bad] = 0
         sha256 = hashlib.sha256(data).digest() if kind is Kind.META else b""
-        return PackReport(key, identity, len(data), directory.digest(), raw, tuple(faults), tuple(bad), sha256)
+        return PackReport(
+            key,
+            identity,
+            len(data),
+            directory.digest(),
+            raw,
+            tuple(faults),
+            tuple(bad),
+            sha256,
+            masks=directory.masks,
+        )
 
     def _bad_chunks(
         self, directory: PackDirectory, sealer: Sealer, view: memoryview, key: str, kind: Kind
@@ -115,11 +120,15 @@ class PackVerifier:
         bad = []
         for chunk in range(len(directory)):
             self._stop.check()
+            if directory.masks is not None and not directory.masks[chunk]:
+                continue  # nothing of it is stored in this generation
             try:
                 raw = opener.open(chunk, view[offsets[chunk] : offsets[chunk + 1]])
             except IntegrityError:
                 bad.append(chunk)
                 continue
+            if not directory.complete(chunk):
+                continue  # authentic and as long as its pages; the fingerprint is that of all its pages
             expected = NO_FINGERPRINT if kind is Kind.META else fingerprint(secret, raw)
             if directory.fingerprint(chunk) != expected:
                 bad.append(chunk)

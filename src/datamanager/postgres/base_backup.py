@@ -56,7 +56,7 @@ class BaseBackupOptions:
 
 
 class BaseBackupSource:
-    """Streams one backup of a running server. Used once, from one thread."""
+    """Streams backups of a running server, each over a connection of its own. One thread."""
 
     def __init__(
         self,
@@ -74,14 +74,16 @@ class BaseBackupSource:
         self._on_executed = on_executed
         self._on_slot = on_slot
 
-    def run(self, receiver: FileReceiver, stop: StopToken) -> SourceEnd:
+    def run(self, receiver: FileReceiver, stop: StopToken, upload: bytes | None = None) -> SourceEnd:
         connection = connect(self._address, stop=stop, replication=True)
         silence = self._options.silence_seconds
         with ReplicationSession(connection, stop, self._clock, self._on_executed, silence) as session:
             slot = f"datamanager_{secrets.token_hex(8)}"
             session.query(f'CREATE_REPLICATION_SLOT "{slot}" TEMPORARY PHYSICAL RESERVE_WAL')
             self._on_slot(slot)
-            session.send(base_backup_command(self._major, self._options))
+            if upload is not None:
+                session.copy_in("UPLOAD_MANIFEST", upload)
+            session.send(base_backup_command(self._major, self._options, incremental=upload is not None))
             start = _read_start(session)
             receiver.start(start)
             stream = _TaggedStream(receiver, start) if self._major >= 15 else _PlainStreams(receiver, start)
@@ -112,7 +114,7 @@ class BaseBackupSource:
         )
 
 
-def base_backup_command(major: int, options: BaseBackupOptions) -> str:
+def base_backup_command(major: int, options: BaseBackupOptions, *, incremental: bool = False) -> str:
     """The BASE_BACKUP command in the words of ``major``.
 
     Never TABLESPACE_MAP (decision 1), never WAIT (decision 9: the archiver may be stuck; the WAL comes along).
@@ -129,6 +131,7 @@ def base_backup_command(major: int, options: BaseBackupOptions) -> str:
             "MANIFEST 'yes'",
             "MANIFEST_CHECKSUMS 'CRC32C'",
             "VERIFY_CHECKSUMS true",
+            *(["INCREMENTAL true"] if incremental else []),
         ]
         return f"BASE_BACKUP ({', '.join(words + ([f'MAX_RATE {rate}'] if rate else []))})"
     words = [f"LABEL '{label}'", "PROGRESS", *(["FAST"] if options.fast_checkpoint else []), "WAL", "NOWAIT"]

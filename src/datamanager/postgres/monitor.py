@@ -87,9 +87,10 @@ class BackupMonitor:
         self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
 
     def watch(self, slot: str) -> None:
-        """Begin, once the backup's slot exists."""
+        """Begin, once the backup's slot exists; go on with another slot when the backup begins again."""
         self._slot = slot
-        self._thread.start()
+        if self._thread.ident is None:
+            self._thread.start()
 
     def _tell_once(self, statement: str) -> None:
         """The same look every second stands in the log once."""

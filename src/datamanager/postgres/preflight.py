@@ -32,7 +32,8 @@ NEWEST_MAJOR = 19
 # End of support by the project's calendar: 14 since November 2026.
 OUT_OF_SUPPORT = (14,)
 _MINIMAL = (
-    "Run `ALTER SYSTEM SET wal_level = replica;` and `ALTER SYSTEM SET max_wal_senders = 10;`, then restart the server."
+    "Run `ALTER SYSTEM SET wal_level = replica;` and `ALTER SYSTEM SET max_wal_senders = 10;`, then restart the server;"
+    " or stop the server and run `datamanager backup run CLUSTER --cold`."
 )
 _SETTINGS = (
     "server_version_num", "wal_level", "max_wal_senders", "max_replication_slots", "max_slot_wal_keep_size",

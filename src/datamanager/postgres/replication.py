@@ -9,6 +9,7 @@ Source: PostgreSQL documentation, section 54.4 (Streaming Replication Protocol) 
 from __future__ import annotations
 
 import contextlib
+import re
 import select
 import socket
 from collections.abc import Callable, Iterator
@@ -18,11 +19,22 @@ import psycopg
 from psycopg import pq
 
 from datamanager.base.clock import Clock
-from datamanager.base.errors import Cancelled, DataManagerError, RightMissing, ServerError, ServerUnfit, StreamBroken
+from datamanager.base.errors import (
+    Cancelled,
+    DataManagerError,
+    IncrementRefused,
+    RightMissing,
+    ServerError,
+    ServerUnfit,
+    StreamBroken,
+)
 from datamanager.base.pipeline import StopToken
 
 _CANCEL_SECONDS = 3.0
+_COPY_BYTES = 64 << 10
 _OK = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
+# Whatever the server raises there is about increments; unlike the messages, names of files are never translated.
+_INCREMENT_FILES = ("basebackup_incremental.c", "walsummarizer.c", "walsummary.c", "walsummaryfuncs.c", "blkreftable.c")
 
 
 class ReplicationSession:
@@ -48,6 +60,7 @@ class ReplicationSession:
         self._clock = clock
         self._on_executed = on_executed
         self.silence_seconds = silence_seconds
+        self._command = ""
         self.notices: list[str] = []
         connection.add_notice_handler(lambda diagnostic: self.notices.append(diagnostic.message_primary or ""))
         # Waiting on a copy of the descriptor stays valid when libpq closes its own.
@@ -79,6 +92,7 @@ class ReplicationSession:
     def send(self, command: str) -> None:
         """Begin a command; its results are then fetched one by one. Raises: StreamBroken."""
         self._on_executed(command)
+        self._command = command
         with self._mapped():
             self._pgconn.send_query(command.encode())
             while self._pgconn.flush() == 1:
@@ -92,7 +106,7 @@ class ReplicationSession:
                 self._pgconn.consume_input()
             result = self._pgconn.get_result()
         if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
-            raise error_of(result)
+            raise error_of(result, self._command)
         return result
 
     def copy_messages(self) -> Iterator[memoryview]:
@@ -113,6 +127,28 @@ class ReplicationSession:
                     consume()
                 else:
                     return
+
+    def copy_in(self, command: str, data: bytes) -> None:
+        """Run a command that takes ``data`` (UPLOAD_MANIFEST). Raises: ServerError, StreamBroken, Cancelled."""
+        self.send(command)
+        begun = self.result()
+        if begun is None or begun.status != pq.ExecStatus.COPY_IN:
+            raise StreamBroken("write to server: it does not take what it was to be sent")
+        with self._mapped():
+            view = memoryview(data)
+            while len(view):
+                self._pgconn.put_copy_data(view[:_COPY_BYTES])
+                view = view[_COPY_BYTES:]
+                self._flush()
+            self._pgconn.put_copy_end()
+            self._flush()
+        while self.result() is not None:
+            pass
+
+    def _flush(self) -> None:
+        while self._pgconn.flush() == 1:
+            self._wait(writing=True)
+            self._pgconn.consume_input()
 
     def _wait(self, *, writing: bool = False) -> None:
         wait = _waiter(self._socket, self._stop, writing=True) if writing else self._wait_readable
@@ -160,24 +196,53 @@ def result_rows(result: pq.abc.PGresult) -> list[list[str | None]]:
     ]
 
 
-def error_of(result: pq.abc.PGresult) -> DataManagerError:
-    """What a failed result means for the person who started the command."""
-    state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
-    message = (result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"").decode(errors="replace")
+def error_of(result: pq.abc.PGresult, command: str = "") -> DataManagerError:
+    """What a failed result means for the person who started the command.
+
+    Args: command - the replication command that failed; only an increment's can be IncrementRefused.
+    """
+    state, message = _field(result, pq.DiagnosticField.SQLSTATE), _field(result, pq.DiagnosticField.MESSAGE_PRIMARY)
     if not state:  # libpq's own words: the connection is gone
         said = message or result.error_message.decode(errors="replace").strip() or "no reason given"
         return StreamBroken(f"read from server: the connection was lost ({said.splitlines()[0]})")
     text = f"run on server: {message}"
+    failure: ServerError
     if state == "42501":
         return RightMissing(text, hint="Give the role the REPLICATION attribute: ALTER ROLE name REPLICATION;")
     if state == "57014":
         return Cancelled(text)
     if state.startswith(("57P", "08")):
         return StreamBroken(text)
-    if state == "53400":
+    if _refuses_increment(result, state, command):
+        failure = IncrementRefused(text)
+    elif state == "53400":
         return ServerUnfit(text, hint="Raise max_replication_slots (ALTER SYSTEM, then restart) or drop unused slots.")
-    if state == "55000":
-        return ServerUnfit(text, hint="Set wal_level = replica and restart the server, then run the backup again.")
-    failure = ServerError(text, hint="See the server's log for the details.")
+    elif state == "55000":
+        return ServerUnfit(text, hint=_remedy_of_state(result, message))
+    else:
+        failure = ServerError(text, hint="See the server's log for the details.")
     failure.sqlstate = state
     return failure
+
+
+def _field(result: pq.abc.PGresult, field: pq.DiagnosticField) -> str:
+    return (result.error_field(field) or b"").decode(errors="replace")
+
+
+def _refuses_increment(result: pq.abc.PGresult, state: str, command: str) -> bool:
+    """Whether the same backup without its parent would not meet this error."""
+    words = re.sub(r"'[^']*'", "", command).upper()  # a label may say anything
+    file = _field(result, pq.DiagnosticField.SOURCE_FILE).replace("\\", "/").rpartition("/")[2]
+    if words.startswith("UPLOAD_MANIFEST"):
+        return True
+    return words.startswith("BASE_BACKUP") and "INCREMENTAL" in words and (state == "55000" or file in _INCREMENT_FILES)
+
+
+def _remedy_of_state(result: pq.abc.PGresult, message: str) -> str:
+    """The remedy for 55000 (the server is not in a state for it); settings keep their names in every language."""
+    said = _field(result, pq.DiagnosticField.MESSAGE_HINT)
+    if "wal_level" in f"{message} {said}":
+        return "Set wal_level = replica and restart the server, then run the backup again."
+    if "max_replication_slots" in f"{message} {said}":
+        return "Raise max_replication_slots (ALTER SYSTEM, then restart) or drop unused slots."
+    return said or "See the server's log for the details."

@@ -45,7 +45,8 @@ def rights_table(major: int, role: str, *, client: str = "") -> tuple[Right, ...
     superuser = (f"ALTER ROLE {name} SUPERUSER;",)
     execute = "GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO " + name + ";"
     reads = tuple(
-        execute.format(function=function) for function in ("pg_read_file(text)", "pg_read_file(text, bigint, bigint)")
+        execute.format(function=function)
+        for function in ("pg_read_file(text)", "pg_read_file(text, bigint, bigint)", "pg_ls_dir(text)")
     )
     parameters = (
         f"GRANT ALTER SYSTEM ON PARAMETER {', '.join(LOG_SETTINGS)} TO {name};",

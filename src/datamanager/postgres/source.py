@@ -33,7 +33,7 @@ class SourceEnd:
     """What is known after the last file.
 
     ``manifest`` is the server's backup_manifest, verbatim; ``checksum_failure`` says that the server found pages whose
-    checksum is wrong, ``notices`` what it said meanwhile.
+    checksum is wrong, ``notices`` what it said meanwhile; ``warnings`` is what the source itself has to say.
     """
 
     lsn: Lsn
@@ -41,6 +41,7 @@ class SourceEnd:
     manifest: bytes
     checksum_failure: bool
     notices: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = field(default=())
 
 
 class FileReceiver(Protocol):
@@ -62,11 +63,12 @@ class FileReceiver(Protocol):
 
 
 class BackupSource(Protocol):
-    """Streams one backup. Used once."""
+    """Streams a backup. May be run again after a run that failed."""
 
-    def run(self, receiver: FileReceiver, stop: StopToken) -> SourceEnd:
+    def run(self, receiver: FileReceiver, stop: StopToken, upload: bytes | None = None) -> SourceEnd:
         """Push every file to ``receiver``, then say how it ended.
 
-        Raises: ServerError, Cancelled; whatever the receiver raises.
+        Args: upload - a manifest of the parent: only what changed in the files that it names is sent.
+        Raises: ServerError, Cancelled; IncrementRefused, when ``upload`` does not serve; whatever the receiver raises.
         """
         ...

@@ -6,6 +6,8 @@ Source: PostgreSQL src/port/tar.c; POSIX.1 pax, ustar Interchange Format.
 
 from __future__ import annotations
 
+import zlib
+
 from datamanager.base.errors import StreamBroken
 from datamanager.postgres.source import FileReceiver
 
@@ -66,7 +68,9 @@ class TarReader:
             return
         if self._ended:
             raise StreamBroken("read from server: data after the end of an archive")
-        if _number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * 32:
+        # The sum of all bytes with the field itself as blanks; Adler-32's low half is that sum plus 1, modulo 65521.
+        expected = _number(header[148:156]) + sum(header[148:156]) - 8 * 32 + 1
+        if zlib.adler32(header) & 0xFFFF != expected % 65521:
             raise StreamBroken("read from server: a tar header is damaged")
         name = header[:100].split(b"\0", 1)[0].removeprefix(b"./").rstrip(b"/")
         mode = _number(header[100:108]) & 0o777  # a set-user-id bit from a server is nothing to restore as root
@@ -88,6 +92,9 @@ def _number(octets: bytes) -> int:
     if octets[0] & 0x80:
         return int.from_bytes(octets[1:], "big")
     digits = octets.strip(b" \0") or b"0"
-    if not digits.isdigit() or max(digits) > 0x37:
-        raise StreamBroken("read from server: a tar header is damaged")
-    return int(digits, 8)
+    try:
+        if digits.isdigit():
+            return int(digits, 8)
+    except ValueError:
+        pass
+    raise StreamBroken("read from server: a tar header is damaged")

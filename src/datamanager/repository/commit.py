@@ -7,42 +7,17 @@ fresh; after it both copies are read back and the lease is checked again. Source
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
-import zstandard
+import numpy as np
 
 from datamanager.base.errors import DataManagerError, IntegrityError, ObjectExists
-from datamanager.base.pipeline import StopToken, TaskGroup
-from datamanager.repository.format import Kind, manifest_keys, meta_keys, pack_key
-from datamanager.repository.layer import LayerBuilder
+from datamanager.repository.contents import Contents
+from datamanager.repository.format import Kind, manifest_keys, meta_keys, pack_id, pack_key
 from datamanager.repository.lease import Lease
-from datamanager.repository.manifest import LayerReference, Manifest
+from datamanager.repository.manifest import Manifest
 from datamanager.repository.objects import UNREADABLE
-from datamanager.repository.pack import NO_FINGERPRINT
-from datamanager.repository.pack_stream import PackStream
 from datamanager.repository.repository import Repository
-
-
-def write_layer(
-    repository: Repository, builder: LayerBuilder, stop: StopToken, before_put: Callable[[int], None]
-) -> LayerReference:
-    """Encode a layer and store it in metadata packs, two copies. Raises: StoreError, Cancelled."""
-    encoded = builder.encode()
-    compressor = zstandard.ZstdCompressor(level=3)
-    spans: list[tuple[str, int, int]] = []
-    with TaskGroup(stop) as group:
-        stream = PackStream(repository.objects, Kind.META, group, lambda pack: None, before_put)
-        for chunk in encoded.chunks():
-            pack, number = stream.add(compressor.compress(chunk), len(chunk), NO_FINGERPRINT)
-            if spans and spans[-1][0] == pack.hex():
-                spans[-1] = (spans[-1][0], spans[-1][1], spans[-1][2] + 1)
-            else:
-                spans.append((pack.hex(), number, 1))
-        stream.finish()
-    return LayerReference(
-        spans, len(encoded.blocks), len(encoded.table), len(encoded.index), encoded.files, encoded.rows
-    )
 
 
 def next_in_line(manifests: list[Manifest], repository: Repository) -> dict[str, Any]:
@@ -106,14 +81,27 @@ def complete_manifests(repository: Repository, own: Lease) -> list[str]:
 
 def require_objects(repository: Repository, manifest: Manifest) -> None:
     """Raises: IntegrityError, naming the first object that the backup needs and the store does not list."""
-    needed: set[str] = set()
-    for reference in manifest.layers:
+    present = {one.key for folder in ("meta/", "meta-b/") for one in repository.storage.list(folder)}
+    metadata: set[str] = set()
+    packs: set[bytes] = set()
+    for number, reference in enumerate(manifest.layers):
         for pack, _, _ in reference.spans:
-            needed.update(meta_keys(bytes.fromhex(pack)))
-        needed.update(pack_key(pack) for pack, _ in repository.layer(reference).packs)
-    present: set[str] = set()
-    for folder in ("packs/", "meta/", "meta-b/"):
-        present.update(one.key for one in repository.storage.list(folder))
-    missing = sorted(needed - present)
+            keys = set(meta_keys(bytes.fromhex(pack)))
+            # Of a layer that was there before, one copy is enough: it may take long until somebody heals the other.
+            metadata.update(keys if number == 0 or keys.isdisjoint(present) else ())
+        packs.update(pack for pack, _ in repository.layer(reference).packs)
+    lost = packs - {pack_id(one.key) for one in repository.storage.list("packs/")}
+    if lost and metadata <= present:
+        lost = _needed(repository.contents(manifest), lost)
+    missing = sorted(metadata - present) + sorted(pack_key(pack) for pack in lost)
     if missing:
         raise IntegrityError(f"commit backup: {missing[0]} is not there ({len(missing)} objects missing)")
+
+
+def _needed(contents: Contents, lost: set[bytes]) -> set[bytes]:
+    """Those of the lost packs in which a page of the backup lies: newer layers may have painted over all the others."""
+    numbers = [number for number, (pack, _) in enumerate(contents.packs) if pack in lost]
+    found: set[int] = set()
+    for entry in contents.files():
+        found.update(np.intersect1d(entry.rows.pack, numbers).tolist())
+    return {contents.packs[number][0] for number in found}

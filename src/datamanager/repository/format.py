@@ -41,7 +41,13 @@ class Kind(IntEnum):
     MANIFEST = 4
     MARK = 5
     LEASE = 6
+    DAMAGED = 7
+    CONDEMNED = 8
+    CHECKED = 9
 
+
+# Header flag of a data pack: a later generation, whose directory has a page size and a mask of pages for each chunk.
+MASKED = 1
 
 # magic 8 | kind u8 | flags u8 | epoch u16 | zero u32 | id 16 | salt 32
 HEADER = Struct("<8sBBHI16s32s")
@@ -55,25 +61,37 @@ PADDING_NUMBER = 0xFFFF_FFFE
 
 CONFIG = "config"
 BACKUP_ID = re.compile(r"^\d{8}T\d{6}Z-[0-9a-f]{8}\Z", re.ASCII)
-_PACK_KEY = re.compile(r"^(?:packs|meta|meta-b)/([0-9a-f]{2})/([0-9a-f]{32})\Z")
+_PACK_KEY = re.compile(r"^(packs|meta|meta-b)/([0-9a-f]{2})/([0-9a-f]{32})(?:\.([1-9][0-9]{0,8}))?\Z", re.ASCII)
+
+
+LATER_FOLDERS = ("damaged", "condemned", "checked")  # the first release did not make them; writers do
 
 
 def folders() -> list[str]:
     """Every folder of a repository, made at ``repo init``: putting an object never makes one (decision 10)."""
     fan = [f"{number:02x}" for number in range(256)]
-    plain = ["keys", "ring", "manifests", "manifests-b", "marks", "leases", "wheels"]
+    plain = ["keys", "ring", "manifests", "manifests-b", "marks", "leases", "wheels", *LATER_FOLDERS]
     return plain + [f"{top}/{two}" for top in ("packs", "meta", "meta-b") for two in fan]
 
 
-def pack_key(pack: bytes) -> str:
+def pack_key(pack: bytes, generation: int = 1) -> str:
+    """Where a data pack lies; generations 2, 3 … are the same pack written again, with the pages still needed."""
     name = pack.hex()
-    return f"packs/{name[:2]}/{name}"
+    return f"packs/{name[:2]}/{name}" + (f".{generation}" if generation > 1 else "")
+
+
+def pack_generation(key: str) -> tuple[bytes, int] | None:
+    """Id and generation of a key under ``packs/``, ``meta/`` or ``meta-b/``; None for anything else that lies there."""
+    match = _PACK_KEY.match(key)
+    if match is None or match[2] != match[3][:2] or match[4] == "1" or (match[4] and match[1] != "packs"):
+        return None
+    return bytes.fromhex(match[3]), int(match[4] or 1)
 
 
 def pack_id(key: str) -> bytes | None:
     """The id that a key under ``packs/``, ``meta/`` or ``meta-b/`` names; None for anything else that lies there."""
-    match = _PACK_KEY.match(key)
-    return bytes.fromhex(match[2]) if match and match[1] == match[2][:2] else None
+    found = pack_generation(key)
+    return found[0] if found else None
 
 
 def meta_keys(pack: bytes) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,11 @@ from datamanager.repository.layer import (
     Rows,
     check_path,
 )
+
+_KINDS = tuple(FileKind)
+_ALL_FLAGS = int(FileFlag.GONE | FileFlag.BADSUM | FileFlag.COMPOSED)
+_FLAGS = tuple(FileFlag(number) for number in range(_ALL_FLAGS + 1))
+_NO_ROWS = Rows.empty()
 
 
 def _from_distances(distances: U32, pages: U32, counts: U32) -> npt.NDArray[np.int64]:
@@ -94,25 +100,16 @@ def decode_block(data: bytes, packs: int) -> tuple[list[FileEntry], bool]:
         raise malformed
     first = firsts.astype(np.uint32)
     place = (_from_distances(place, pages, counts32) & 0xFFFF_FFFF).astype(np.uint32)
+    if bool(np.any(kinds > FileKind.DIRECTORY) or np.any(marks > _ALL_FLAGS)):
+        raise malformed
     entries = []
     end = 0
-    for number in range(files):
-        start, end = end, end + int(counts[number])
-        check_path(paths[number])
-        if kinds[number] not in FileKind._value2member_map_ or marks[number] > FileFlag.GONE | FileFlag.BADSUM:
-            raise malformed
-        entries.append(
-            FileEntry(
-                path=paths[number],
-                kind=FileKind(int(kinds[number])),
-                mode=int(modes[number]),
-                size=int(sizes[number]),
-                kept=int(kept[number]),
-                flags=FileFlag(int(marks[number])),
-                crc32c=int(crcs[number]),
-                rows=Rows(first[start:end], pages[start:end], pack[start:end], place[start:end]),
-            )
-        )
+    columns = (paths, kinds.tolist(), modes.tolist(), sizes.tolist(), kept.tolist(), marks.tolist(), crcs.tolist())
+    for path, kind, mode, size, keep, mark, crc, count in zip(*columns, counts.tolist(), strict=True):
+        start, end = end, end + count
+        check_path(path)
+        own = Rows(first[start:end], pages[start:end], pack[start:end], place[start:end]) if count else _NO_ROWS
+        entries.append(FileEntry(path, _KINDS[kind], mode, size, keep, _FLAGS[mark], crc, own))
     return entries, bool(flags & CONTINUES)
 
 
@@ -204,6 +201,8 @@ def _joined(parts: list[FileEntry]) -> FileEntry:
     head = parts[0]
     # Each block counts distances from its own start of the file, so the values are absolute in every part.
     rows = Rows(*(np.concatenate([getattr(part.rows, name) for part in parts]) for name in Rows._fields))
+    if bool(np.any(rows.first[1:] < rows.first[:-1].astype(np.int64) + rows.pages[:-1])):
+        raise IntegrityError("read layer: rows out of order")
     return FileEntry(head.path, head.kind, head.mode, head.size, head.kept, head.flags, head.crc32c, rows)
 
 
@@ -215,41 +214,65 @@ def compose(entries: Sequence[FileEntry], page_size: int) -> FileEntry | None:
     newest = entries[-1]
     if newest.size > MAX_PAGES_PER_FILE * page_size:
         raise IntegrityError(f"read layer: impossible size of {newest.path[:80]!r}")
-    if newest.flags & FileFlag.GONE:
+    if newest.flags and newest.flags & FileFlag.GONE:
         return None
     if len(entries) == 1 or newest.kept == 0:
         return newest
-    total = -(-newest.size // page_size)
-    pack = np.full(total, ZERO_PACK, np.uint32)
-    position = np.zeros(total, np.uint32)
-    for entry in entries:
-        pack[entry.kept :] = ZERO_PACK
-        if entry.flags & FileFlag.GONE:
-            pack[:] = ZERO_PACK
-            continue
-        for first, pages, number, place in zip(*(column.tolist() for column in entry.rows), strict=True):
-            end = min(first + pages, total)
-            if first < end:
-                pack[first:end] = number
-                position[first:end] = place + np.arange(end - first, dtype=np.uint32)
-    return FileEntry(
-        newest.path,
-        newest.kind,
-        newest.mode,
-        newest.size,
-        0,
-        newest.flags,
-        newest.crc32c,
-        _runs(pack, position),
+    pack, position = _paint(entries, -(-newest.size // page_size))
+    return replace(newest, kept=0, rows=_runs(np.flatnonzero(pack != ZERO_PACK), pack, position))
+
+
+def overlay(entries: Sequence[FileEntry]) -> FileEntry:
+    """Several layers' entries of one file, oldest to newest, as the one entry of a layer that stands for all of them.
+
+    The result may stand on still older layers: ``kept`` is the smallest, and zeros stay told where those would show.
+    """
+    newest = entries[-1]
+    alive = next((n for n in range(len(entries) - 1, -1, -1) if entries[n].kept == 0), 0)
+    if newest.flags & FileFlag.GONE or alive == len(entries) - 1:
+        return newest
+    if entries[alive].flags & FileFlag.GONE:
+        raise IntegrityError(f"read layer: {newest.path[:80]!r} is built on a file that is gone")
+    entries = entries[alive:]
+    kept = min(one.kept for one in entries)
+    pages = max(
+        (int(one.rows.first[-1]) + int(one.rows.pages[-1]) for one in entries if len(one.rows.first)), default=0
     )
+    pack, position = _paint(entries, pages, unknown=_UNKNOWN)
+    told = (pack != _UNKNOWN) & ((pack != ZERO_PACK) | (np.arange(pages) < kept))
+    return replace(newest, kept=kept, rows=_runs(np.flatnonzero(told), pack.astype(np.uint32), position))
 
 
-def _runs(pack: U32, position: U32) -> Rows:
-    held = np.flatnonzero(pack != ZERO_PACK)
+_UNKNOWN = 1 << 40  # no layer says anything of this page
+
+
+def _paint(entries: Sequence[FileEntry], pages: int, unknown: int = ZERO_PACK) -> tuple[npt.NDArray[np.int64], U32]:
+    """Pack and position of each page. Args: unknown - stands for pages that no entry gives."""
+    pack = np.full(pages, unknown, np.int64)
+    position = np.zeros(pages, np.uint32)
+    for entry in entries:
+        pack[entry.kept :] = unknown
+        rows = entry.rows
+        if not len(rows.first):
+            continue
+        counts = rows.pages.astype(np.int64)
+        within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+        page = np.repeat(rows.first.astype(np.int64), counts) + within
+        inside = page < pages
+        page = page[inside]
+        pack[page] = np.repeat(rows.pack, counts)[inside]
+        position[page] = (np.repeat(rows.position.astype(np.int64), counts) + within)[inside]
+    return pack, position
+
+
+def _runs(held: npt.NDArray[np.int64], pack: npt.NDArray[np.int64], position: U32) -> Rows:
+    """The rows of the pages ``held``, joined where they follow each other in file and pack."""
     if not len(held):
         return Rows.empty()
-    owners, places = pack[held], position[held]
-    breaks = (np.diff(held) != 1) | (np.diff(owners.astype(np.int64)) != 0) | (np.diff(places.astype(np.int64)) != 1)
+    owners, places = pack[held], position[held].astype(np.int64)
+    follows = (np.diff(places) == 1) | (owners[1:] == ZERO_PACK)
+    breaks = (np.diff(held) != 1) | (np.diff(owners) != 0) | ~follows
     starts = np.concatenate(([0], np.flatnonzero(breaks) + 1))
     lengths = np.diff(np.append(starts, len(held)))
-    return Rows(held[starts].astype(np.uint32), lengths.astype(np.uint32), owners[starts], places[starts])
+    columns = (held[starts], lengths, owners[starts], places[starts])
+    return Rows(*(column.astype(np.uint32) for column in columns))

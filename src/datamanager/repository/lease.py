@@ -24,10 +24,15 @@ import psutil
 from datamanager.base.clock import Clock
 from datamanager.base.errors import Busy, DataManagerError, IntegrityError, ObjectMissing, StoreError
 from datamanager.repository.format import canonical_json
+from datamanager.storage.base import StoredObject
 
 RENEW_SECONDS = 300.0
 ABORT_SECONDS = 900.0  # a writer that could not renew for so long must not commit: two misses and a margin
 STALE_SECONDS = 1800.0
+
+_REMOVED = "another program removed the lease on the repository"
+_NOT_RENEWED = "the lease on the repository could not be renewed for 15 minutes"
+_LATER = frozenset({"since", "exclusive"})  # fields that the first release's leases lack
 
 
 def boot_id() -> str:
@@ -53,26 +58,39 @@ class LeaseRecord:
     machine: str
     boot: str
     pid: int
-    kind: str  # backup | restore | verify
+    kind: str  # backup | restore | verify | prune …
     subject: str  # system identifier of the cluster, or empty
-    parents: list[str]
+    parents: list[str]  # backups that must stay as long as the lease lives
     started: str
+    since: float = 0.0  # the store's time of the lease's first object; 0 until it was renewed
+    exclusive: bool = False  # everybody else waits
 
     @classmethod
-    def new(cls, kind: str, subject: str, started: str) -> LeaseRecord:
+    def new(cls, kind: str, subject: str, started: str, exclusive: bool = False) -> LeaseRecord:
         return cls(
-            secrets.token_hex(8), socket.gethostname(), machine_id(), boot_id(), os.getpid(), kind, subject, [], started
+            secrets.token_hex(8),
+            socket.gethostname(),
+            machine_id(),
+            boot_id(),
+            os.getpid(),
+            kind,
+            subject,
+            [],
+            started,
+            exclusive=exclusive,
         )
 
     def to_json(self) -> bytes:
-        return canonical_json(asdict(self))
+        """Without the fields that the first release did not have, as long as they say nothing."""
+        return canonical_json({name: one for name, one in asdict(self).items() if name not in _LATER or one})
 
     @classmethod
     def from_json(cls, data: bytes) -> LeaseRecord:
         """Raises: IntegrityError. Fields that a newer program added are ignored."""
         try:
             value = json.loads(data)
-            return cls(**{one.name: value[one.name] for one in fields(cls)})
+            names = [one.name for one in fields(cls) if one.name in value or one.name not in _LATER]
+            return cls(**{name: value[name] for name in names})
         except (KeyError, TypeError, ValueError) as error:
             raise IntegrityError("read lease: malformed") from error
 
@@ -93,7 +111,7 @@ class Lease:
         self,
         record: LeaseRecord,
         put: Callable[[str, bytes], None],
-        stat: Callable[[str], object],
+        stat: Callable[[str], StoredObject],
         delete: Callable[[str], None],
         clock: Clock,
     ) -> None:
@@ -108,6 +126,8 @@ class Lease:
         self._ended = threading.Event()
         self._renewed = 0.0
         self._held = ""
+        self._since = 0.0
+        self._lost = ""
         self.renew()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._thread.start()
@@ -116,14 +136,18 @@ class Lease:
     def record(self) -> LeaseRecord:
         return self._record
 
-    def renew(self, parents: list[str] | None = None) -> None:
+    def renew(self, parents: list[str] | None = None, *, exclusive: bool | None = None) -> None:
         """Put the lease under its next name, now also for ``parents``, and drop the one before.
 
         Raises: StoreError.
         """
         with self._lock:
+            self._look_back()
+            self._record = replace(self._record, since=self._since)
             if parents is not None:
                 self._record = replace(self._record, parents=parents)
+            if exclusive is not None:
+                self._record = replace(self._record, exclusive=exclusive)
             before = self._clock.elapsed()
             # A put that fails may have stored its object all the same, so no name is tried twice.
             self._number += 1
@@ -134,21 +158,36 @@ class Lease:
                 self._delete(self._keys[0])
                 del self._keys[0]
 
+    def _look_back(self) -> None:
+        """Learn our age, and whether others may have counted us out: a new object would hide that."""
+        if not self._held:
+            return
+        if self._clock.elapsed() - self._renewed > ABORT_SECONDS:  # the machine slept, or the store was away
+            self._lost = _NOT_RENEWED
+        try:
+            mtime = self._stat(self._held).mtime
+        except ObjectMissing:
+            self._lost = self._lost or _REMOVED
+        except StoreError:
+            return
+        else:
+            # Of the first object or never: a later one would make the lease look younger than it is.
+            self._since = mtime if self._number == 1 else self._since
+
     def check(self) -> None:
-        """Raises: Busy, when the lease is too old for anything to rely on it, or somebody removed it; StoreError."""
+        """Raises: Busy, when others may have taken the lease for dead since it was put; StoreError."""
         with self._lock:
-            try:
-                self._stat(self._held)
-            except ObjectMissing as error:
-                raise Busy(
-                    "commit backup: another program removed the lease on the repository",
-                    hint="Run the backup again; it reuses what is already stored.",
-                ) from error
-        if self._clock.elapsed() - self._renewed > ABORT_SECONDS:
-            raise Busy(
-                "commit backup: the lease on the repository could not be renewed for 15 minutes",
-                hint="Run the backup again; it reuses what is already stored.",
-            )
+            if not self._lost and self._clock.elapsed() - self._renewed > ABORT_SECONDS:
+                self._lost = _NOT_RENEWED
+            if not self._lost:
+                try:
+                    self._stat(self._held)
+                except ObjectMissing:
+                    self._lost = _REMOVED
+            if self._lost:
+                kind = self._record.kind
+                again = "; it reuses what is already stored" if kind == "backup" else ""
+                raise Busy(f"commit {kind}: {self._lost}", hint=f"Run the {kind} again{again}.")
 
     def release(self) -> None:
         """End the lease; one that cannot be deleted grows stale by itself."""

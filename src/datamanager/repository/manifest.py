@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from datamanager.base.errors import FormatUnsupported, IntegrityError
 from datamanager.base.units import Lsn
+from datamanager.postgres.outside_model import OutsideFile
 from datamanager.repository.format import BACKUP_ID, FORMAT, MAX_CHUNKS_PER_PACK, MAX_LAYERS, canonical_json
 
 
@@ -41,6 +42,10 @@ class ChecksumFailure:
 
     path: str
     blocks: list[int]
+
+
+# Fields that the first release did not have; they are written only where they say something.
+_LATER = frozenset(("reason", "bytes_resumed", "pages_changed", "audit", "cuts", "control", "outside"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +82,18 @@ class Manifest:
     server: dict[str, Any]
     checksum_failures: list[ChecksumFailure] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    reason: str = ""  # why everything was read
+    bytes_resumed: int = 0  # stored already by an interrupted backup
+    pages_changed: int = 0  # of relations, against the parent
+    audit: dict[str, Any] = field(default_factory=dict)  # slice, pages held against the parent, mismatches
+    cuts: list[str] = field(default_factory=list)  # where the server's WAL summaries began and ended before it
+    control: dict[str, Any] = field(default_factory=dict)  # what pg_control said, of a cold backup
+    outside: list[OutsideFile] = field(default_factory=list)  # configuration from outside the data directory
+
+    @property
+    def cold(self) -> bool:
+        """The server did not run while this backup was taken; it starts by pg_control."""
+        return bool(self.control)
 
     @property
     def damaged(self) -> bool:
@@ -92,7 +109,8 @@ class Manifest:
         return Lsn.parse(self.stop_lsn)
 
     def to_json(self) -> bytes:
-        return canonical_json({"format": FORMAT, **asdict(self)})
+        written = {name: one for name, one in asdict(self).items() if one or name not in _LATER}
+        return canonical_json({"format": FORMAT, **written})
 
     @classmethod
     def from_json(cls, data: bytes, name: str) -> Self:
@@ -106,6 +124,7 @@ class Manifest:
             given["layers"] = [_layer(one) for one in value["layers"]]
             given["tablespaces"] = [Tablespace(**one) for one in value["tablespaces"]]
             given["checksum_failures"] = [ChecksumFailure(**one) for one in value["checksum_failures"]]
+            given["outside"] = [OutsideFile(**one) for one in value.get("outside", [])]
             manifest = cls(**given)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise IntegrityError(f"read {name}: malformed manifest ({error})") from error

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,6 +19,7 @@ from datamanager.base.errors import (
     StoreUnavailable,
 )
 from datamanager.repository.format import HEADER, MAX_CONTAINER_BYTES, TRAILER, Kind, named_id
+from datamanager.repository.generation import GenerationBuilder
 from datamanager.repository.keys import Ring
 from datamanager.repository.pack import ChunkOpener, PackBuilder, PackDirectory, open_directory, parse_directory
 from datamanager.repository.sealing import Header, Sealer, open_small, seal_small
@@ -112,9 +113,13 @@ class SealedStore:
         raise worst(failures)
 
     # -- packs ------------------------------------------------------------------------------------------------------
-    def new_pack(self, kind: Kind, buffer: bytearray) -> PackBuilder:
+    def new_pack(self, kind: Kind, buffer: bytearray | memoryview) -> PackBuilder:
         epoch = self.ring.newest
         return PackBuilder(kind, epoch.key.reveal(), epoch.number, self.ring.repository, buffer)
+
+    def new_generation(self, identity: bytes, page_size: int) -> GenerationBuilder:
+        epoch = self.ring.newest
+        return GenerationBuilder(epoch.key.reveal(), epoch.number, self.ring.repository, identity, page_size)
 
     def open_pack(self, keys: Sequence[str], identity: bytes, kind: Kind) -> OpenPack:
         """The first copy of a pack whose directory authenticates. Raises: ObjectMissing, IntegrityError."""
@@ -129,6 +134,12 @@ class SealedStore:
             while len(self._packs) > _CACHED_DIRECTORIES:
                 self._packs.popitem(last=False)
         return opened
+
+    def forget_packs(self, keys: Iterable[str]) -> None:
+        """What was read of packs under these keys: they may be gone by now."""
+        with self._lock:
+            for key in keys:
+                self._packs.pop(key, None)
 
     def _open_directory(self, key: str, identity: bytes, kind: Kind) -> OpenPack:
         size = self.storage.stat(key).size

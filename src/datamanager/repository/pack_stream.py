@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from datamanager.base.pipeline import Channel, TaskGroup
 from datamanager.repository.format import Kind, meta_keys, pack_key
 from datamanager.repository.objects import SealedStore
@@ -24,7 +26,7 @@ _PUT_THREADS = 2
 @dataclass(frozen=True, slots=True)
 class _Filled:
     pack: SealedPack
-    buffer: bytearray
+    buffer: memoryview
 
 
 class PackStream:
@@ -48,12 +50,12 @@ class PackStream:
         self._kind = kind
         self._on_stored = on_stored
         self._before_put = before_put
-        self._free: Channel[bytearray] = group.channel(_BUFFERS)
+        self._free: Channel[memoryview] = group.channel(_BUFFERS)
         self._filled: Channel[_Filled] = group.channel(_BUFFERS)
         self._buffers = iter(self._free)
         self._lent = 0
         self._pack: PackBuilder | None = None
-        self._buffer = bytearray()
+        self._buffer = memoryview(b"")
         self._pending = threading.Semaphore(0)
         self._handed = 0
         for number in range(_PUT_THREADS):
@@ -79,10 +81,11 @@ class PackStream:
             while not self._pending.acquire(timeout=0.1):
                 self._group.check()
 
-    def _take_buffer(self) -> bytearray:
+    def _take_buffer(self) -> memoryview:
         if self._lent < _BUFFERS:
             self._lent += 1
-            return bytearray(PackBuilder.BUFFER_BYTES)
+            # Not zeroed as a bytearray is, which takes 17 ms each and memory that a small backup never fills.
+            return np.empty(PackBuilder.BUFFER_BYTES, np.uint8).data
         return next(self._buffers)
 
     def _hand_over(self) -> None:

@@ -7,107 +7,35 @@ write  repository/session.py
 from __future__ import annotations
 
 import hashlib
-import heapq
-import json
 import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 
 from datamanager.base.clock import Clock
-from datamanager.base.errors import Busy, IntegrityError, NotFound, ObjectMissing
+from datamanager.base.errors import DataManagerError, IntegrityError, NotFound, ObjectMissing
+from datamanager.base.pipeline import StopToken
 from datamanager.repository import access
+from datamanager.repository.contents import Contents
 from datamanager.repository.format import (
     BACKUP_ID,
-    ZERO_PACK,
     Kind,
-    canonical_json,
     manifest_keys,
     meta_keys,
     pack_key,
 )
 from datamanager.repository.keys import Ring, SlotSecret
-from datamanager.repository.layer import FileEntry
-from datamanager.repository.layer_reader import LayerReader, compose
-from datamanager.repository.lease import STALE_SECONDS, Lease, LeaseRecord
+from datamanager.repository.layer_reader import LayerReader
+from datamanager.repository.lease import Lease, LeaseRecord
+from datamanager.repository.leases import Leases
 from datamanager.repository.manifest import LayerReference, Manifest
-from datamanager.repository.objects import UNREADABLE, OpenPack, SealedStore
+from datamanager.repository.mark import DELETED, PIN, UNDELETED, UNPIN, Mark, backup_of, standing
+from datamanager.repository.objects import UNREADABLE, OpenPack, SealedStore, worst
+from datamanager.repository.pack_places import PackPlaces
 from datamanager.storage.base import Storage
 
 _CACHED_META_CHUNKS = 64  # 16 MiB
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """Something said about a backup after it was made: deleted, pin, verified."""
-
-    backup: str
-    sequence: int
-    name: str
-    time: str
-
-
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """The files of one backup, composed from its layers.
-
-    ``packs`` is the joined pack table (id, digest) that the rows' pack numbers index.
-    """
-
-    packs: list[tuple[bytes, bytes]]
-    layers: list[LayerReader]
-    page_size: int
-
-    def files(self) -> Iterator[FileEntry]:
-        """Every file in path order; holds a block per layer in memory. Raises: IntegrityError."""
-        streams = [
-            ((entry.path, number, entry) for entry in _shifted(layer, base))
-            for number, (layer, base) in enumerate(self._with_bases())
-        ]
-        merged = heapq.merge(*streams, key=lambda item: item[:2])
-        group: list[FileEntry] = []
-        for path, _, entry in merged:
-            if group and group[0].path != path:
-                yield from self._composed(group)
-                group = []
-            group.append(entry)
-        if group:
-            yield from self._composed(group)
-
-    def find(self, path: bytes) -> FileEntry | None:
-        """One file, without reading the others."""
-        group = []
-        for layer, base in self._with_bases():
-            entry = layer.find(path)
-            if entry is not None:
-                group.append(_shift(entry, base))
-        return next(self._composed(group), None) if group else None
-
-    def _composed(self, group: list[FileEntry]) -> Iterator[FileEntry]:
-        entry = compose(group, self.page_size)
-        if entry is not None:
-            yield entry
-
-    def _with_bases(self) -> list[tuple[LayerReader, int]]:
-        base, pairs = 0, []
-        for layer in self.layers:
-            pairs.append((layer, base))
-            base += len(layer.packs)
-        return pairs
-
-
-def _shifted(layer: LayerReader, base: int) -> Iterator[FileEntry]:
-    for entry in layer.entries():
-        yield _shift(entry, base)
-
-
-def _shift(entry: FileEntry, base: int) -> FileEntry:
-    if base == 0:
-        return entry
-    pack = entry.rows.pack.copy()
-    pack[pack != ZERO_PACK] += base
-    return replace(entry, rows=entry.rows._replace(pack=pack))
+_CACHED_MANIFESTS = 100  # about 50 KB each as objects
 
 
 class Repository:
@@ -124,7 +52,10 @@ class Repository:
         self.clock = clock
         self.objects = SealedStore(storage, ring, on_damage)
         self._lock = threading.Lock()
+        self.leases = Leases(self.objects, clock)
+        self._places = PackPlaces(storage)
         self._chunks: OrderedDict[tuple[bytes, int], bytes] = OrderedDict()
+        self._manifests: OrderedDict[str, tuple[Manifest, str]] = OrderedDict()
 
     @classmethod
     def create(
@@ -158,7 +89,7 @@ class Repository:
         names = set()
         for folder in ("manifests/", "manifests-b/"):
             names |= {one.key.removeprefix(folder) for one in self.storage.list(folder)}
-        dead = self._deleted()
+        dead = self.deleted()
         return [name for name in names if BACKUP_ID.match(name) and name not in dead]
 
     def manifests(self) -> list[Manifest]:
@@ -171,9 +102,22 @@ class Repository:
 
     def manifest_sha256(self, backup: str) -> str:
         """Of the sealed object, for the manifest that follows it."""
-        return hashlib.sha256(self._read_manifest(backup)[1]).hexdigest()
+        return self._read_manifest(backup)[1]
 
-    def _read_manifest(self, backup: str) -> tuple[Manifest, bytes]:
+    def _read_manifest(self, backup: str) -> tuple[Manifest, str]:
+        """The manifest and the SHA-256 of the sealed object. A manifest never changes, so it is read once."""
+        with self._lock:
+            known = self._manifests.get(backup)
+        if known is not None:
+            return known
+        found = self._fetch_manifest(backup)
+        with self._lock:
+            self._manifests[backup] = found
+            while len(self._manifests) > _CACHED_MANIFESTS:
+                self._manifests.popitem(last=False)
+        return found
+
+    def _fetch_manifest(self, backup: str) -> tuple[Manifest, str]:
         name = f"manifests/{backup}"
         if not BACKUP_ID.match(backup):
             raise NotFound(
@@ -186,7 +130,7 @@ class Repository:
         manifest = Manifest.from_json(plain, name)
         if manifest.backup != backup:
             raise IntegrityError(f"read {name}: holds another backup")
-        return manifest, sealed
+        return manifest, hashlib.sha256(sealed).hexdigest()
 
     def find(self, wanted: str, cluster: str | None = None) -> Manifest:
         """A backup by its id, the beginning of one, or ``latest`` (of ``cluster``, if given).
@@ -209,36 +153,47 @@ class Repository:
 
     def marks(self) -> list[Mark]:
         """Everything said about backups, oldest first for each. One that cannot be read is reported and left out."""
-        found = []
+        return self._read_marks()[0]
+
+    def _read_marks(self) -> tuple[list[Mark], dict[str, int]]:
+        """All marks, and of each backup with a mark that cannot be read the highest such sequence."""
+        found: list[Mark] = []
+        lost: dict[str, int] = {}
         for one in self.storage.list("marks/"):
             try:
                 found.append(self.mark(one.key))
             except UNREADABLE as error:
+                named = backup_of(one.key)
+                if isinstance(error, ObjectMissing) or named is None:
+                    continue  # superseded since it was listed, or no mark
                 self.objects.report(f"{error.message}; what it said is not known")
-        return sorted(found, key=lambda mark: (mark.backup, mark.sequence))
+                lost[named[0]] = max(named[1], lost.get(named[0], 0))
+        return sorted(found, key=lambda mark: (mark.backup, mark.sequence)), lost
 
     def mark(self, key: str) -> Mark:
         """Raises: IntegrityError, ObjectMissing, FormatUnsupported."""
         plain, _ = self.objects.get_small(Kind.MARK, key, [key])
-        value = json.loads(plain)
-        return Mark(value["backup"], value["sequence"], value["name"], value["time"])
+        return Mark.from_json(plain, key)
 
-    def put_mark(self, backup: str, name: str) -> Mark:
-        """Say something about a backup. Raises: StoreError."""
-        sequence = max((mark.sequence for mark in self.marks() if mark.backup == backup), default=0) + 1
-        mark = Mark(backup, sequence, name, self.clock.now().isoformat(timespec="seconds"))
+    def put_mark(self, backup: str, name: str, note: str = "") -> Mark:
+        """Say something about a backup: see ``repository/mark.py``. Raises: StoreError."""
+        named = (backup_of(one.key) for one in self.storage.list("marks/"))
+        sequence = max((one[1] for one in named if one and one[0] == backup), default=0) + 1
+        mark = Mark(backup, sequence, name, self.clock.now().isoformat(timespec="seconds"), note)
         key = f"marks/{backup}.{sequence:06d}-{secrets.token_hex(4)}"
-        plain = canonical_json({"backup": backup, "sequence": sequence, "name": name, "time": mark.time})
-        self.objects.put_small(Kind.MARK, key, [key], plain)
+        self.objects.put_small(Kind.MARK, key, [key], mark.to_json())
         self.storage.barrier()
         return mark
 
-    def _deleted(self) -> set[str]:
-        last: dict[str, str] = {}
-        for mark in self.marks():
-            if mark.name in ("deleted", "undeleted"):
-                last[mark.backup] = mark.name
-        return {backup for backup, name in last.items() if name == "deleted"}
+    def deleted(self) -> dict[str, Mark]:
+        """Backups that count as deleted, with the mark that says so. A later mark that is lost gives them back."""
+        marks, lost = self._read_marks()
+        found = standing(marks, DELETED, UNDELETED)
+        return {backup: mark for backup, mark in found.items() if lost.get(backup, 0) <= mark.sequence}
+
+    def pinned(self) -> dict[str, Mark]:
+        """Backups that retention must leave alone, with the mark that says so. A later mark that is lost keeps them."""
+        return standing(self.marks(), PIN, UNPIN)
 
     # -- layers and packs -------------------------------------------------------------------------------------------
     def contents(self, manifest: Manifest) -> Contents:
@@ -258,8 +213,41 @@ class Repository:
         )
 
     def pack(self, identity: bytes) -> OpenPack:
-        """A data pack. Raises: ObjectMissing, IntegrityError."""
-        return self.objects.open_pack((pack_key(identity),), identity, Kind.PACK)
+        """A data pack, its highest generation that can be read. Raises: ObjectMissing, IntegrityError."""
+        return next(self.generations(identity))
+
+    def generations(self, identity: bytes) -> Iterator[OpenPack]:
+        """Every generation of a data pack that can be read, the highest first; one at least.
+
+        Raises: ObjectMissing, IntegrityError, FormatUnsupported, StoreUnavailable, when none can be read.
+        """
+        failures: list[DataManagerError] = []
+        yielded = False
+        for again in (False, True):
+            if again:
+                if yielded or not any(isinstance(one, ObjectMissing) for one in failures):
+                    break
+                self.forget_pack(identity)
+                failures.clear()
+            for generation in self._places.generations(identity):
+                try:
+                    opened = self.objects.open_pack((pack_key(identity, generation),), identity, Kind.PACK)
+                except UNREADABLE as error:
+                    failures.append(error)
+                    continue
+                for failure in failures if not yielded else ():
+                    self.objects.report(f"{failure.message}; generation {generation} of the pack was used")
+                yielded = True
+                yield opened
+        if not yielded:
+            raise worst(failures)
+
+    def forget_pack(self, identity: bytes) -> None:
+        """Look anew where the pack lies: it was not where it should be, or was written again. Raises: StoreError."""
+        before = self._places.generations(identity)
+        self._places.refresh(identity)
+        known = {*before, *self._places.generations(identity)}
+        self.objects.forget_packs(pack_key(identity, generation) for generation in known)
 
     def _meta_chunk(self, identity: bytes, chunk: int) -> bytes:
         with self._lock:
@@ -284,46 +272,37 @@ class Repository:
         return pack.opener().open(chunk, self.storage.get(key, start, end - start))
 
     # -- leases -----------------------------------------------------------------------------------------------------
-    def take_lease(self, kind: str, subject: str = "") -> Lease:
-        """Be known to every other writer and reader until the lease is released. Raises: StoreError."""
-        record = LeaseRecord.new(kind, subject, self.clock.now().isoformat(timespec="seconds"))
-        return Lease(record, self._put_lease, self.storage.stat, self.storage.delete, self.clock)
+    def take_lease(
+        self, kind: str, subject: str = "", *, stop: StopToken | None = None, exclusive: bool = False
+    ) -> Lease:
+        """Be known to every other writer and reader until the lease is released.
+
+        Waits, and says so once, while a prune has the repository for itself; an exclusive lease does not wait.
+        Folders that the first release did not make are made. Raises: StoreError, Cancelled.
+        """
+        return self.leases.take(kind, subject, stop, exclusive=exclusive)
+
+    def take_lease_if_possible(
+        self, kind: str, parents: Sequence[str], warn: Callable[[str], None], *, stop: StopToken | None = None
+    ) -> Lease | None:
+        """A lease for long reading of ``parents``; where the medium cannot be written, None and one warning.
+
+        Raises: StoreError, Cancelled.
+        """
+        return self.leases.take_if_possible(kind, parents, warn, stop)
 
     def live_leases(self, own: Lease) -> list[LeaseRecord]:
         """Everyone else at work here; their ages are taken by the store's clock, from our own newest lease."""
-        mine = f"leases/{own.record.writer}-"
-        found = list(self.storage.list("leases/"))
-        now = max((one.mtime for one in found if one.key.startswith(mine)), default=0.0)
-        live: dict[str, LeaseRecord] = {}
-        for one in found:
-            if one.key.startswith(mine) or now - one.mtime > STALE_SECONDS:
-                continue
-            try:
-                record = self.lease_record(one.key)
-            except ObjectMissing:
-                continue  # renewed under its next name, or released
-            except UNREADABLE as error:
-                self.objects.report(f"{error.message}; whose lease it is is not known")
-                continue
-            if record.dead_here():
-                self.storage.delete(one.key)
-            else:
-                live[record.writer] = record
-        return list(live.values())
+        return self.leases.live(own)
 
     def lease_record(self, key: str) -> LeaseRecord:
         """Raises: IntegrityError, ObjectMissing, FormatUnsupported."""
-        plain, _ = self.objects.get_small(Kind.LEASE, key, [key])
-        return LeaseRecord.from_json(plain)
+        return self.leases.record(key)
 
     def require_alone(self, own: Lease) -> None:
         """Raises: Busy, when another live lease does the same to the same cluster."""
-        for record in self.live_leases(own):
-            if (record.kind, record.subject) == (own.record.kind, own.record.subject):
-                raise Busy(
-                    f"start {record.kind}: another one of this cluster has been running since {record.started} "
-                    f"on {record.host} (process {record.pid})"
-                )
+        self.leases.require_alone(own)
 
-    def _put_lease(self, key: str, plain: bytes) -> None:
-        self.objects.put_small(Kind.LEASE, key, [key], plain)
+    def require_no_prune(self, own: Lease) -> None:
+        """For whoever brings a deleted backup back, once ``own`` names it as parent. Raises: Busy."""
+        self.leases.require_no_prune(own)

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from datamanager.base.errors import FormatUnsupported, IntegrityError
-from datamanager.repository.format import HEADER, MAGIC, MAX_SMALL_OBJECT_BYTES, SIGNATURE, TAG_BYTES, Kind
+from datamanager.repository.format import HEADER, MAGIC, MASKED, MAX_SMALL_OBJECT_BYTES, SIGNATURE, TAG_BYTES, Kind
 from datamanager.storage.base import Buffer
 
 _counter = itertools.count()
@@ -65,7 +65,8 @@ class Header:
             if magic[:4] == MAGIC[:4] and magic[4:].isdigit() and magic > MAGIC:
                 raise FormatUnsupported(f"read {name}: format {int(magic[4:])} is newer than this program")
             raise IntegrityError(f"read {name}: damaged header")
-        if zero != 0 or flags != 0 or kind not in Kind._value2member_map_:
+        allowed = MASKED if kind == Kind.PACK else 0
+        if zero != 0 or flags & ~allowed or kind not in Kind._value2member_map_:
             raise IntegrityError(f"read {name}: damaged header")
         return cls(Kind(kind), epoch, identity, salt, flags)
 
@@ -92,6 +93,10 @@ class Sealer:
         nonce = number.to_bytes(12, "big")
         self._aead.encrypt_into(nonce, data, self._associated(number, False), out[:length])
         return length
+
+    def seal_chunk(self, number: int, data: Buffer) -> bytes:
+        """Ciphertext and tag of a chunk, as ``seal_into`` writes them."""
+        return self._aead.encrypt(number.to_bytes(12, "big"), data, self._associated(number, False))
 
     def seal(self, number: int, data: Buffer) -> bytes:
         """Ciphertext and tag of a directory or a small object; the header is authenticated with it."""

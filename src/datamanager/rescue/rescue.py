@@ -60,6 +60,8 @@ HEADER, TRAILER = struct.Struct("<8sBBHI16s32s"), struct.Struct("<II8s")
 SLOT = struct.Struct("<8sBBBBI16s16s32s16s48s")
 BLOCK = struct.Struct("<IIII")
 PACK, META, RING, MANIFEST, MARK = 1, 2, 3, 4, 5
+MASKED = 1  # header flag of a later generation of a data pack
+GONE, COMPOSED, MAX_FLAGS = 1, 4, 7
 TAG_BYTES = 16
 DIRECTORY_NUMBER = ZERO_PACK = 0xFFFFFFFF
 
@@ -489,6 +491,7 @@ class Header(NamedTuple):
     """The first 64 bytes of a container."""
 
     kind: int
+    flags: int
     epoch: int
     id: bytes
     salt: bytes
@@ -504,9 +507,9 @@ class Header(NamedTuple):
             if magic[:4] == b"DMPG" and magic[4:].isdigit():
                 raise Newer(f"{name} has a newer format", "Use the rescue.py of a newer release of DataManager.")
             raise Damaged(f"{name} is damaged at its beginning")
-        if flags or zero or found != kind or own != identity:
-            raise Damaged(f"{name} is damaged, holds another object, or was repacked by a newer release")
-        return cls(found, epoch, own, salt, data[: HEADER.size])
+        if flags & ~(MASKED if kind == PACK else 0) or zero or found != kind or own != identity:
+            raise Damaged(f"{name} is damaged, holds another object, or was written by a newer release")
+        return cls(found, flags, epoch, own, salt, data[: HEADER.size])
 
 
 class Opener:
@@ -543,13 +546,33 @@ class Opener:
 
 
 class Pack(NamedTuple):
-    """An authenticated pack: where its chunks lie and how long they are."""
+    """An authenticated pack: where its chunks lie and how long they are.
+
+    ``masks``: which pages of each chunk a later generation still has, ``page`` bytes each; None for a first one.
+    """
 
     path: Path
     opener: Opener
     offsets: array.array[int]
     raw: array.array[int]
     digest: bytes
+    page: int
+    masks: array.array[int] | None
+
+    def has(self, number: int, start: int, length: int) -> bool:
+        """Whether the pages of those bytes of a chunk are here."""
+        if self.masks is None or number >= len(self.masks):
+            return True  # a chunk that does not exist is found when it is read
+        first, end = start // self.page, -(-(start + length) // self.page)
+        wanted = (1 << end) - (1 << first)
+        return self.masks[number] & wanted == wanted
+
+    def spans(self, number: int) -> list[tuple[int, int]]:
+        """The bytes of a chunk that its frame holds, as (start, length); a chunk's last page may be short."""
+        if self.masks is None:
+            return [(0, self.raw[number])]
+        starts = [page * self.page for page in range(CHUNK_PAGES) if self.masks[number] >> page & 1]
+        return [(start, min(self.page, self.raw[number] - start)) for start in starts]
 
 
 def parsed(data: bytes, name: str) -> Any:
@@ -675,6 +698,7 @@ class Repository:
         self._chunks: OrderedDict[tuple[Path, int], bytes] = OrderedDict()
         self._chunk_bytes = 0
         self._bad_packs: dict[Path, Damaged] = {}
+        self._generations: dict[str, dict[str, list[int]]] = {}
         self._epochs: dict[int, bytes] = {}
         self._config: Any = None
         self.slots = self._read_slots()
@@ -839,9 +863,41 @@ class Repository:
         return {backup for backup, (_, name) in last.items() if name == "deleted"}
 
     # -- packs --------------------------------------------------------------------------------------------------------
-    def data_path(self, pack: bytes) -> Path:
+    def data_paths(self, pack: bytes) -> list[Path]:
+        """Where a data pack lies: its generations, the highest first."""
         name = pack.hex()
-        return self.root / "packs" / name[:2] / name
+        folder = self.root / "packs" / name[:2]
+        if name[:2] not in self._generations:
+            found: dict[str, list[int]] = {}
+            for one in self._names(f"packs/{name[:2]}", r"[0-9a-f]{32}(\.[1-9][0-9]{0,8})?"):
+                found.setdefault(one[:32], []).append(int(one[33:] or 1))
+            self._generations[name[:2]] = found
+        numbers = sorted(self._generations[name[:2]].get(name, []), reverse=True)
+        return [folder / (f"{name}.{number}" if number > 1 else name) for number in numbers]
+
+    def data_pages(self, identity: bytes, digest: bytes, number: int, start: int, length: int) -> bytes:
+        """Bytes of a chunk of a data pack, from the highest generation that can be read and has their pages.
+
+        Raises: Damaged.
+        """
+        name, failure = identity.hex(), None
+        for path in self.data_paths(identity):
+            try:
+                pack = self.pack(path, identity, PACK)
+                if pack.digest != digest:
+                    raise Damaged(f"pack {name} is not the one that the backup was made with")
+                if not pack.has(number, start, length):
+                    raise Damaged(f"pack {name}, chunk {number}, lacks pages that the backup needs")
+                data = self.chunk(pack, number)[start : start + length]
+                if len(data) != length:
+                    raise Damaged(f"pack {name}, chunk {number}, is shorter than the backup says")
+            except Damaged as error:
+                failure = failure or error
+                continue
+            if failure is not None:
+                self.note(f"{failure}; an earlier copy of the pack was used")
+            return data
+        raise failure or Damaged(f"packs/{name[:2]}/{name} cannot be opened: No such file or directory")
 
     def meta_chunk(self, pack: bytes, number: int) -> bytes:
         """A chunk of a layer, from the first copy that is sound. Raises: Damaged."""
@@ -889,22 +945,29 @@ class Repository:
         if magic != PACK_END or zero or not TAG_BYTES < length <= MAX_DIRECTORY or start < HEADER.size:
             raise Damaged(f"{name} is damaged or cut short at its end")
         opener = Opener(self._libraries, self._epoch_key(header, name), header, self.id, name)
-        data = opener.open(DIRECTORY_NUMBER, read_range(file, start, length, name), 8 + 24 * MAX_PACK_CHUNKS)
-        count, zero = struct.unpack_from("<II", data) if len(data) >= 8 else (0, 1)
-        if zero or len(data) != 8 + 24 * count:
+        row = 28 if header.flags & MASKED else 24
+        data = opener.open(DIRECTORY_NUMBER, read_range(file, start, length, name), 8 + row * MAX_PACK_CHUNKS)
+        count, page = struct.unpack_from("<II", data) if len(data) >= 8 else (0, 1)
+        if (page != 0) != (row == 28) or len(data) != 8 + row * count:
             raise Damaged(f"{name} has a malformed directory")
+        beyond = Damaged(f"{name} has a directory beyond the bounds of the format")
+        masks = array.array("I", struct.unpack_from(f"<{count}I", data, 8 + 24 * count)) if page else None
         offsets, raw, end = array.array("I", [HEADER.size]), array.array("I"), HEADER.size
         lengths = struct.unpack_from(f"<{2 * count}I", data, 8)
-        for stored, size in zip(lengths[:count], lengths[count:]):  # noqa: B905 - Python 3.8 has no strict
+        for number, (stored, size) in enumerate(zip(lengths[:count], lengths[count:])):  # noqa: B905 - Python 3.8
             end += stored
-            if stored <= TAG_BYTES or size > MAX_CHUNK or end > start:
-                raise Damaged(f"{name} has a directory beyond the bounds of the format")
+            held = masks is None or masks[number] != 0
+            if (stored <= TAG_BYTES if held else stored) or size > MAX_CHUNK or end > start:
+                raise beyond
+            if masks is not None and (page % 512 or size > CHUNK_PAGES * page or masks[number] >> -(-size // page)):
+                raise beyond
             offsets.append(end)
             raw.append(size)
-        return Pack(path, opener, offsets, raw, hashlib.sha256(data[8 + 4 * count :]).digest()[:16])
+        digest = hashlib.sha256(data[8 + 4 * count : 8 + 24 * count]).digest()[:16]
+        return Pack(path, opener, offsets, raw, digest, page, masks)
 
     def chunk(self, pack: Pack, number: int, bound: int = MAX_CHUNK) -> bytes:
-        """The raw bytes of a chunk. Raises: Damaged."""
+        """The raw bytes of a chunk; pages that this generation does not have are zeros. Raises: Damaged."""
         known = self._chunks.get((pack.path, number))
         if known is not None:
             self._chunks.move_to_end((pack.path, number))
@@ -914,7 +977,15 @@ class Repository:
             raise Damaged(f"{name} has no chunk {number} of this kind")
         start, end = pack.offsets[number], pack.offsets[number + 1]
         sealed = read_range(self._file(pack.path, name), start, end - start, name)
-        data = pack.opener.open(number, sealed, pack.raw[number], exact=True, whole=False)
+        spans = pack.spans(number)
+        size = sum(length for _, length in spans)
+        data = pack.opener.open(number, sealed, size, exact=True, whole=False)
+        if size != pack.raw[number]:
+            spread, at = bytearray(pack.raw[number]), 0
+            for begin, length in spans:
+                spread[begin : begin + length] = data[at : at + length]
+                at += length
+            data = bytes(spread)
         self._chunks[pack.path, number] = data
         self._chunk_bytes += len(data)
         while self._chunk_bytes > CACHED_CHUNK_BYTES:
@@ -962,6 +1033,13 @@ def checked_manifest(value: Any, backup: str) -> dict[str, Any]:
         for one in value["tablespaces"]:
             sound = sound and type(one["oid"]) is int and 0 < one["oid"] < 1 << 32
         sound = sound and all(type(one) is int and one >= 0 for one in value["volumes"].values())
+        for one in value.get("outside") or []:
+            sound = sound and type(one["path"]) is str and type(one["mode"]) is int
+            sound = sound and (one["content"] is None or one["content"].encode("latin-1") is not None)
+        if value.get("method") == "native":
+            numbers = [int(value[name]) for name in ("major", "system_identifier", "timeline")]
+            places = [re.fullmatch("[0-9A-F]+/[0-9A-F]+", value[name]) for name in ("start_lsn", "stop_lsn")]
+            sound = sound and min(numbers) >= 0 and None not in places
         sound = sound and type(value["sequence"]) is int and type(value["server"]) is dict
     except (KeyError, TypeError, ValueError, AttributeError):
         sound = False
@@ -1063,7 +1141,7 @@ def decode_block(data: bytes, packs: int, shift: int) -> tuple[list[Entry], bool
             own.add(first, pages[number], pack if pack == ZERO_PACK else pack + shift, position)
             first_end, position_end = end, position + pages[number]
         row += counts[file]
-        if kinds[file] > 1 or marks[file] > 3:
+        if kinds[file] > 1 or marks[file] > MAX_FLAGS:
             raise malformed
         entries.append(
             Entry(path, kinds[file], marks[file], modes[file], sizes[file], kept[file], crcs[file], own),
@@ -1145,9 +1223,9 @@ def compose(group: list[Entry]) -> Entry | None:
     """One file from its entries, oldest to newest; None when it is gone."""
     rows = Rows()
     for entry in group:
-        rows = Rows() if entry.flags & 1 else paint(rows, entry.kept, entry.rows)
+        rows = Rows() if entry.flags & GONE else paint(rows, entry.kept, entry.rows)
     newest = group[-1]
-    return None if newest.flags & 1 else newest._replace(rows=rows)
+    return None if newest.flags & GONE else newest._replace(rows=rows)
 
 
 class Backup:
@@ -1161,7 +1239,7 @@ class Backup:
         self._packs = [pack for layer in self._layers for pack in layer.packs]
 
     def missing_packs(self) -> list[str]:
-        return [pack.hex() for pack, _ in self._packs if not self.repository.data_path(pack).is_file()]
+        return [pack.hex() for pack, _ in self._packs if not self.repository.data_paths(pack)]
 
     def files(self) -> Iterator[Entry]:
         """Every file, in path order. Raises: Damaged."""
@@ -1201,15 +1279,9 @@ class Backup:
     def _piece(self, number: int, chunk: int, start: int, length: int) -> bytes | Damaged:
         identity, digest = self._packs[number]
         try:
-            pack = self.repository.pack(self.repository.data_path(identity), identity, PACK)
-            if pack.digest != digest:
-                return Damaged(f"pack {identity.hex()} is not the one that the backup was made with")
-            data = self.repository.chunk(pack, chunk)[start : start + length]
+            return self.repository.data_pages(identity, digest, chunk, start, length)
         except Damaged as error:
             return error
-        if len(data) != length:
-            return Damaged(f"pack {identity.hex()}, chunk {chunk}, is shorter than the backup says")
-        return data
 
 
 # -- CRC-32C (only with --check-crc) ----------------------------------------------------------------------------------
@@ -1325,7 +1397,7 @@ def check_backup(backup: Backup, check_crc: bool) -> Damages:
     damages = Damages()
     progress = Progress("checked", sum(backup.manifest["volumes"].values()))
     for entry in backup.files():
-        crc = Crc32c() if check_crc and entry.kind == 0 else None
+        crc = Crc32c() if check_crc and entry.kind == 0 and not entry.flags & COMPOSED else None
         for offset, length, piece in backup.pieces(entry):
             if isinstance(piece, Damaged):
                 damages.add(entry.path, length, piece)
@@ -1346,19 +1418,24 @@ def check_result(crc: Crc32c | None, entry: Entry, damages: Damages) -> None:
 
 
 class Plan(NamedTuple):
-    """Where everything goes. ``links``: directory of each tablespace outside the data directory, by oid."""
+    """Where everything goes. ``links``: directory of each tablespace outside the data directory, by oid.
+
+    ``outside``: new places of files that lay outside the data directory, with role, mode and content of each.
+    """
 
     target: Path
     links: dict[int, Path]
     files: int
     has_settings: bool
+    outside: list[tuple[Path, str, int, bytes]]
 
 
 def plan_restore(backup: Backup, options: argparse.Namespace) -> Plan:
     """Decide and check all that can be known before the first byte is written. Raises: RescueError."""
     target = Path(os.path.abspath(options.target))  # noqa: PTH100 - links in it stay as the owner wrote them
     links = tablespace_places(backup.manifest["tablespaces"], target, options.tablespace)
-    places = [target, *links.values()]
+    outside = outside_files(backup.manifest, outside_folder(target))
+    places = [target, *links.values(), *([outside_folder(target)] if outside else [])]
     for number, place in enumerate(places):
         require_empty(place)
         for other in places[number + 1 :]:
@@ -1377,7 +1454,29 @@ def plan_restore(backup: Backup, options: argparse.Namespace) -> Plan:
         files, total = files + 1, total + entry.size
         settings = settings or entry.path == b"postgresql.conf"
     require_room(backup.manifest["volumes"], target, links, total, options.ignore_space)
-    return Plan(target, links, files, settings)
+    return Plan(target, links, files, settings, outside)
+
+
+def outside_folder(target: Path) -> Path:
+    """What lay outside the data directory goes beside it: where it belongs, another server may live with it."""
+    return target.parent / f"{target.name}.outside"
+
+
+def outside_files(manifest: dict[str, Any], folder: Path) -> list[tuple[Path, str, int, bytes]]:
+    """Settings that lay outside the data directory (/etc/postgresql, for example), each at its old path below a folder.
+
+    Raises: Damaged, for a path that would lead out of it.
+    """
+    found = []
+    for one in manifest.get("outside") or []:
+        if one["content"] is not None:
+            path = one["path"]
+            if re.match(r"[A-Za-z]:|\\", path):
+                path = path.replace("\\", "/").replace(":", "", 1)
+            check_path(os.fsencode(path.strip("/")))
+            place = folder.joinpath(*path.strip("/").split("/"))
+            found.append((place, plain(one.get("role")), one["mode"] & 0o777, one["content"].encode("latin-1")))
+    return found
 
 
 def tablespace_places(tablespaces: list[dict[str, Any]], target: Path, given: list[str]) -> dict[int, Path]:
@@ -1433,6 +1532,7 @@ class Writer:
         self._plan = plan
         self._owner = owner
         self._made: set[str] = set()
+        self.sums: list[tuple[bytes, int, str]] | None = None  # path, size, SHA-256 of each file, where wanted
         for folder in (plan.target, *plan.links.values()):
             self._need(folder.parent, 0o755)
             folder.mkdir(mode=0o700, exist_ok=True)
@@ -1470,6 +1570,7 @@ class Writer:
 
     def file(self, entry: Entry, path: bytes, pieces: Iterator[tuple[int, bytes]]) -> None:
         """Make a new file of the entry's size; what no piece covers is zeros and takes no room. Raises: OSError."""
+        hashed = None if self.sums is None or entry.path.startswith(b"pg_wal/") else Sum()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
         place = self.place(path)
         self._need(place.parent, 0o700)
@@ -1477,6 +1578,8 @@ class Writer:
         with os.fdopen(descriptor, "wb", buffering=0) as file:
             file.truncate(entry.size)
             for offset, data in pieces:
+                if hashed is not None:
+                    hashed.add(offset, data)
                 file.seek(offset)
                 view = memoryview(data)
                 while len(view):
@@ -1486,6 +1589,19 @@ class Writer:
             if self._owner is not None:
                 os.chown(descriptor, *self._owner)
             os.fsync(descriptor)
+        if hashed is not None and self.sums is not None:
+            hashed.add(entry.size, b"")
+            self.sums.append((entry.path, entry.size, hashed.sha256.hexdigest()))
+
+    def loose(self, path: Path, mode: int, data: bytes) -> None:
+        """A file that is no part of the data directory, or one that we make ourselves. Raises: OSError."""
+        self._need(path.parent, 0o700)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+        with os.fdopen(os.open(str(path), flags, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        self._settle(path, mode | 0o600)
 
     def finish(self) -> None:
         """Links of tablespaces, every folder synced, the control file under its own name at last."""
@@ -1496,7 +1612,8 @@ class Writer:
                 importlib.import_module("_winapi").CreateJunction(str(folder), str(link))
             else:
                 link.symlink_to(folder, target_is_directory=True)
-        for root in (self._plan.target, *self._plan.links.values()):
+        others = [outside_folder(self._plan.target)] if self._plan.outside else []
+        for root in (self._plan.target, *self._plan.links.values(), *others):
             for folder_name, _, _ in os.walk(str(root), followlinks=False):
                 sync_folder(folder_name)
             sync_folder(str(root.parent))
@@ -1504,6 +1621,52 @@ class Writer:
         if unfinished.exists():
             unfinished.rename(self.place(CONTROL_FILE))
             sync_folder(str(unfinished.parent))
+
+
+class Sum:
+    """SHA-256 of a file from its pieces in order; what lies between them is zeros."""
+
+    _ZEROS = bytes(MIB)
+
+    def __init__(self) -> None:
+        self.sha256 = hashlib.sha256()
+        self._end = 0
+
+    def add(self, offset: int, data: bytes) -> None:
+        while self._end < offset:
+            size = min(offset - self._end, MIB)
+            self.sha256.update(self._ZEROS[:size])
+            self._end += size
+        self.sha256.update(data)
+        self._end += len(data)
+
+
+def backup_manifest(manifest: dict[str, Any], sums: list[tuple[bytes, int, str]]) -> bytes:
+    """What pg_verifybackup wants of a backup put together from increments; the server wrote one for the others.
+
+    Source: PostgreSQL documentation, chapter 70 (Backup Manifest Format).
+    """
+    lines = []
+    for path, size, digest in sums:
+        try:
+            name = {"Path": path.decode()}
+        except UnicodeDecodeError:
+            name = {"Encoded-Path": path.hex()}
+        line = {**name, "Size": size, "Checksum-Algorithm": "SHA256", "Checksum": digest}
+        lines.append(json.dumps(line, ensure_ascii=False))
+    newer = int(manifest["major"]) >= 17
+    head: dict[str, Any] = {"PostgreSQL-Backup-Manifest-Version": 2 if newer else 1}
+    if newer:
+        head["System-Identifier"] = int(manifest["system_identifier"])
+    start, stop = manifest["start_lsn"], manifest["stop_lsn"]
+    needed = {"Timeline": int(manifest["timeline"]), "Start-LSN": start, "End-LSN": stop}
+    text = (
+        json.dumps(head)[:-1]
+        + ',\n"Files": [\n'
+        + ",\n".join(lines)
+        + f'\n],\n"WAL-Ranges": [\n{json.dumps(needed)}\n],\n'
+    ).encode()
+    return text + b'"Manifest-Checksum": "%s"}\n' % hashlib.sha256(text).hexdigest().encode()
 
 
 def sync_folder(folder: str) -> None:
@@ -1524,7 +1687,7 @@ def restore_backup(backup: Backup, plan: Plan, options: argparse.Namespace, note
     progress = Progress("restored", sum(backup.manifest["volumes"].values()))
 
     def pieces(entry: Entry) -> Iterator[tuple[int, bytes]]:
-        crc = Crc32c() if options.check_crc else None
+        crc = Crc32c() if options.check_crc and not entry.flags & COMPOSED else None
         for offset, length, piece in backup.pieces(entry):
             if isinstance(piece, Damaged):
                 if not options.salvage:
@@ -1544,7 +1707,11 @@ def restore_backup(backup: Backup, plan: Plan, options: argparse.Namespace, note
         check_result(crc, entry, damages)
 
     control: Entry | None = None
+    native = backup.manifest.get("method") == "native"
+    writer.sums = [] if native else None
     for entry in backup.files():
+        if native and entry.path == b"backup_manifest":
+            continue  # it would be that of an older backup
         if entry.path == b"tablespace_map":
             note("the backup holds a file tablespace_map; left out, for it would point PostgreSQL at the old folders")
         elif entry.kind == 1:
@@ -1557,6 +1724,10 @@ def restore_backup(backup: Backup, plan: Plan, options: argparse.Namespace, note
         return damages  # without the control file PostgreSQL refuses to start what is there
     if control is not None:
         writer.file(control, UNFINISHED, pieces(control))
+    if writer.sums is not None and not damages.files:
+        writer.loose(plan.target / "backup_manifest", 0o600, backup_manifest(backup.manifest, writer.sums))
+    for place, _, mode, data in plan.outside:
+        writer.loose(place, mode, data)
     writer.finish()
     return damages
 
@@ -1615,7 +1786,13 @@ def next_steps(manifest: dict[str, Any], plan: Plan, owner: str | None) -> list[
     if os.name != "nt" and not owner:
         folders = " ".join(f'"{one}"' for one in (plan.target, *plan.links.values()))
         steps.append(f"Give the files to the account that runs PostgreSQL:  chown -R postgres: {folders}")
-    if not plan.has_settings:
+    own = {role: place for place, role, _, _ in plan.outside if role in ("config_file", "hba_file", "ident_file")}
+    if plan.outside:
+        steps.append(
+            f'The settings that lay outside the data directory are in "{outside_folder(plan.target)}", below their old '
+            "paths. Read them before you use them: they name paths of the old machine."
+        )
+    if not plan.has_settings and "config_file" not in own:
         steps.append(
             "This backup holds no postgresql.conf (Debian and Ubuntu keep it in /etc/postgresql). Copy your own "
             f"postgresql.conf and pg_hba.conf into {target}; without them, make an empty postgresql.conf and a "
@@ -1625,12 +1802,20 @@ def next_steps(manifest: dict[str, Any], plan: Plan, owner: str | None) -> list[
         steps += [f"In that postgresql.conf have at least: {least}"] if least else []
     steps += [
         "If the old server still runs anywhere, keep the two apart: same settings, same scheduled work, same archive.",
-        f"Start it as that account:  pg_ctl -D {target} -l {target}/rescue.log start",
+        f"Start it as that account:  pg_ctl -D {target} -l {target}/rescue.log{settings_words(own, plan)} start",
         "Log in and look at your newest records. Then make a new backup of this server.",
     ]
     for oid, folder in plan.links.items():
         steps.insert(1, f"Tablespace {oid} now lies in {folder}; do not move it, the data directory links there.")
     return steps
+
+
+def settings_words(own: dict[str, Path], plan: Plan) -> str:
+    """What makes pg_ctl start the server with its own settings, from where they were put."""
+    if "config_file" not in own:
+        return ""
+    words = {"data_directory": plan.target, **own}
+    return ' -o "' + " ".join(f"-c '{name}={place}'" for name, place in sorted(words.items())) + '"'
 
 
 def tell_list(repository: Repository) -> None:

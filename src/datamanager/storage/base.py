@@ -6,9 +6,9 @@ than case and hold no ``:``. Nothing is ever overwritten. All implementations pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 Buffer = bytes | bytearray | memoryview
 
@@ -95,3 +95,16 @@ class Storage(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class KeepsFolders(Protocol):
+    """A store in which a put needs its folder to be there: a file system."""
+
+    def ensure_folders(self, folders: Iterable[str]) -> None:
+        """Make those top-level folders that are absent, in a store that is known to be the right one.
+
+        Call it only after something of the store was read: never in what may be an empty mount point.
+        Raises: StoreUnplugged, StoreDenied, StoreFull, StoreUnavailable.
+        """
+        ...

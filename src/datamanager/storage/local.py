@@ -28,6 +28,7 @@ from datamanager.base.errors import (
     StoreUnplugged,
     UsageError,
 )
+from datamanager.base.files import HAS_SYNCFS, sync_folder, sync_volume
 from datamanager.storage import volume
 from datamanager.storage.base import Buffer, Capabilities, Space, StoredObject
 from datamanager.storage.keys import byte_range, check_key, check_prefix, is_segment, plain_parts
@@ -70,7 +71,7 @@ class LocalStorage:
             raise volume.store_error(error, f"open store {self._root}") from error
         self._device = status.st_dev
         type_name = volume.filesystem_type(self._device)
-        self._syncs_by_folder = volume.is_fuse(type_name) or not volume.HAS_SYNCFS
+        self._syncs_by_folder = volume.is_fuse(type_name) or not HAS_SYNCFS
         self._capabilities = Capabilities(
             power_safe=not self._syncs_by_folder or _can_sync_folder(self._root),
             local=volume.is_of_this_host(self._root, type_name),
@@ -105,7 +106,7 @@ class LocalStorage:
             store = cls(root, growing)
             store._unsynced = {root, *made}
             store.barrier()
-            volume.sync_folder(root.parent)  # root's own name, which may stand on another volume
+            sync_folder(root.parent)  # root's own name, which may stand on another volume
             return store
         except BaseException as error:
             for path in reversed(made):
@@ -155,6 +156,22 @@ class LocalStorage:
                 raise self._failure(error, action, wanted_bytes=wanted_bytes) from error
             raise
         self._remember(target.parent)
+
+    def ensure_folders(self, folders: Iterable[str]) -> None:
+        """See KeepsFolders. The volume and what lies in root are looked at before anything is made."""
+        action = "make folders"
+        self._check_present(action)
+        try:
+            for folder in folders:
+                check_key(folder)
+                path = self._root / folder
+                if not path.is_dir():
+                    self._check_present(action)
+                    with contextlib.suppress(FileExistsError):
+                        path.mkdir(_FOLDER_MODE)
+                    self._remember(self._root)
+        except OSError as error:
+            raise self._failure(error, action) from error
 
     def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         check_key(key)
@@ -212,7 +229,7 @@ class LocalStorage:
             if self._syncs_by_folder:
                 for folder in folders:
                     with contextlib.suppress(FileNotFoundError):
-                        volume.sync_folder(folder)
+                        sync_folder(folder)
             self._check_present("sync store")
         except (OSError, StoreError) as error:
             with self._lock:
@@ -267,13 +284,13 @@ class LocalStorage:
 
     def _sync_volume(self) -> None:
         """Sync the volume seen at opening, and no other that took its place. Raises: OSError."""
-        if os.name == "nt" or not volume.HAS_SYNCFS:
+        if os.name == "nt" or not HAS_SYNCFS:
             return
         descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
         try:
             if os.fstat(descriptor).st_dev != self._device:
                 raise self._unplugged("sync store")
-            volume.sync_volume(descriptor)
+            sync_volume(descriptor)
         finally:
             os.close(descriptor)
 
@@ -364,7 +381,7 @@ def _remove_if_older(path: Path, limit: float) -> bool:
 
 def _can_sync_folder(folder: Path) -> bool:
     try:
-        return volume.sync_folder(folder)
+        return sync_folder(folder)
     except OSError:
         return False
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from datamanager.base.errors import Cancelled, ObjectExists, StoreError
 from datamanager.base.pipeline import StopToken
-from datamanager.storage.base import Buffer, Capabilities, Space, Storage, StoredObject
+from datamanager.storage.base import Buffer, Capabilities, KeepsFolders, Space, Storage, StoredObject
 
 T = TypeVar("T")
 
@@ -88,6 +88,12 @@ class RetryingStorage:
 
     def delete(self, key: str) -> None:
         self._run(lambda: self._inner.delete(key))
+
+    def ensure_folders(self, folders: Iterable[str]) -> None:
+        inner = self._inner
+        if isinstance(inner, KeepsFolders):
+            wanted = [*folders]
+            self._run(lambda: inner.ensure_folders(wanted))
 
     def barrier(self) -> None:
         """As the wrapped store, tried once: the kernel reports a write that failed to one caller only, so a second

@@ -1,7 +1,7 @@
 """What the operating system can do with a volume, and what its errors mean. All that differs by platform is here.
 
-Python's ``os`` has neither renameat2(2) nor syncfs(2), so on Linux both come from the C library. FUSE file systems
-answer syncfs without telling their program, so there folders are synced one by one as well.
+Python's ``os`` has no renameat2(2), so on Linux it comes from the C library. FUSE file systems answer syncfs(2)
+without telling their program, so there folders are synced one by one as well; the syncing itself is in base/files.py.
 """
 
 from __future__ import annotations
@@ -59,7 +59,6 @@ _FULL_HINT = (
 
 _rename_lock = threading.Lock()
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-HAS_SYNCFS = _libc is not None and hasattr(_libc, "syncfs")
 
 
 def store_error(error: OSError, action: str) -> StoreError:
@@ -174,36 +173,6 @@ def _sync_file(descriptor: int, size_bytes: int) -> None:
     if size_bytes >= _BIG_BYTES and hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def sync_volume(descriptor: int) -> None:
-    """Bring everything written to the volume of this open file or folder to the medium; only where HAS_SYNCFS.
-
-    Raises: OSError, also on writes that failed since the file was opened. Source: syncfs(2).
-    """
-    if _libc is not None and _libc.syncfs(descriptor) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-
-
-def sync_folder(folder: Path) -> bool:
-    """Make the names in ``folder`` durable.
-
-    Returns: False where folders cannot be synced: Windows (NTFS journals a rename but flushes it when it likes; only
-    an administrator may flush the volume) and some file systems. Raises: OSError, when the medium failed.
-    """
-    if sys.platform == "win32":
-        return False
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF):
-            return False
-        raise
-    finally:
-        os.close(descriptor)
-    return True
 
 
 def filesystem_type(device: int) -> str:

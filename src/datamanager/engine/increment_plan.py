@@ -1,0 +1,139 @@
+"""Whether the next backup can be an increment, and of which backup; else why everything is read. Pure.
+
+Source: ``docs/design.md``, PostgreSQL decisions 4, 5, 7, 18, 19 and 20.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from datamanager.base.units import Lsn
+from datamanager.postgres.facts import ServerFacts
+from datamanager.postgres.incremental import is_visibility_map
+from datamanager.postgres.page import relation_segment
+from datamanager.postgres.wal_summaries import FIRST_MAJOR, Summaries, missing_reason
+from datamanager.repository.manifest import Manifest
+
+SLICES = 30  # an increment has every thirtieth relation file sent whole, another thirtieth each time (decision 5)
+_PAGE_SIZE, _SEGMENT_SIZE = 8192, 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class BackupPlan:
+    """What will be asked of the source.
+
+    Args:
+        parent: whose pages are compared, and whose layers go on; None for the first backup of a cluster.
+        native: the server sends only what changed since the parent.
+        reason: why everything is read, a lower-case clause; empty when native.
+        slice: number of the relation files that an increment has sent whole.
+    """
+
+    parent: Manifest | None
+    native: bool
+    reason: str
+    slice: int = 0
+
+    def instead(self, reason: str) -> BackupPlan:
+        """The same backup, reading everything."""
+        return BackupPlan(self.parent, False, reason, self.slice)
+
+
+def plan_backup(
+    manifests: list[Manifest],
+    facts: ServerFacts,
+    summaries: Summaries | None,
+    damaged_packs: Iterable[bytes],
+    packs_of_parent: Iterable[bytes],
+    *,
+    full: bool,
+) -> BackupPlan:
+    """Args:
+    manifests: of the repository, in order of sequence.
+    summaries: what the server said; None for a source that knows no increments.
+    damaged_packs, packs_of_parent: packs of which something is damaged, and those that the parent stands on.
+    full: reading everything was asked for.
+    """
+    parent = choose_parent(manifests, facts)
+    if parent is None:
+        return BackupPlan(None, False, _why_no_parent(manifests, facts))
+    number = (int(parent.audit.get("slice", -1)) + 1) % SLICES
+    obstacles = _obstacles(parent, facts, summaries, not set(damaged_packs).isdisjoint(packs_of_parent), full)
+    reason = next(filter(None, obstacles), "")
+    return BackupPlan(parent, not reason, reason, number)
+
+
+def choose_parent(manifests: list[Manifest], facts: ServerFacts) -> Manifest | None:
+    """The newest backup of this very cluster."""
+    same = [
+        one
+        for one in manifests
+        if one.system_identifier == str(facts.system_identifier) and one.page_size == facts.block_size
+    ]
+    return same[-1] if same else None
+
+
+def _why_no_parent(manifests: list[Manifest], facts: ServerFacts) -> str:
+    if not manifests:
+        return "it is the first backup in this repository"
+    if any(one.system_identifier == str(facts.system_identifier) for one in manifests):
+        return "the server's page size differs from that of its backups"
+    return "it is the first backup of this cluster in this repository (system identifier)"
+
+
+def _obstacles(
+    parent: Manifest, facts: ServerFacts, summaries: Summaries | None, damaged: bool, full: bool
+) -> Iterator[str | None]:
+    """Each obstacle in the order in which it makes the later ones meaningless."""
+    if full:
+        yield "it was asked for"
+    if summaries is None:
+        yield "the server was not running"
+        return
+    if facts.major < FIRST_MAJOR:
+        yield f"PostgreSQL {facts.major} cannot tell what changed (17 and newer can)"
+    if facts.in_recovery:
+        yield "the server is a standby"
+    if (facts.block_size, facts.segment_size) != (_PAGE_SIZE, _SEGMENT_SIZE):
+        yield "increments are taken only with pages of 8 KiB and segments of 1 GiB"
+    if parent.major != facts.major:
+        yield f"the backup before is of PostgreSQL {parent.major}"
+    if parent.control or parent.server.get("in_recovery"):
+        yield f"backup {parent.backup} was not taken from a running primary"
+    if facts.timeline is not None and parent.timeline != facts.timeline:
+        yield f"the server's timeline changed from {parent.timeline} to {facts.timeline}"
+    if facts.data_checksums is not None and parent.checksums != facts.data_checksums:
+        yield f"page checksums were switched {'on' if facts.data_checksums else 'off'}"
+    if parent.damaged:
+        yield f"backup {parent.backup} holds pages that were damaged on the server"
+    if damaged:
+        yield f"something that backup {parent.backup} needs is damaged in the repository"
+    cuts = tuple(Lsn.parse(one) for one in parent.cuts)
+    yield missing_reason(summaries, parent.timeline, Lsn.parse(parent.start_lsn), Lsn.parse(parent.stop_lsn), cuts)
+
+
+def is_uploaded(path: bytes, number: int) -> bool:
+    """Whether the server is told that the parent has this file, so that it sends only what changed in it.
+
+    Everything else comes whole: visibility maps (decision 2), what holds no pages, and slice ``number`` (decision 5).
+    """
+    if relation_segment(path) is None or b"_" in path.rpartition(b"/")[2]:
+        return False
+    return not is_visibility_map(path) and zlib.crc32(path) % SLICES != number
+
+
+def is_exact(parent: Manifest, facts: ServerFacts) -> bool:
+    """Whether every change of a page since the parent is in the WAL, hint bits included."""
+    return (parent.checksums and bool(facts.data_checksums)) or (_logs_hints(parent.server) and _logs_hints_now(facts))
+
+
+def _logs_hints(server: dict[str, object]) -> bool:
+    settings = server.get("settings")
+    found = settings if isinstance(settings, list) else []
+    return any(one.get("name") == "wal_log_hints" and one.get("value") == "on" for one in found)
+
+
+def _logs_hints_now(facts: ServerFacts) -> bool:
+    return any(one.name == "wal_log_hints" and one.value == "on" for one in facts.settings)
