@@ -150,7 +150,7 @@ def _cut_backup(drive: Drive, cluster: SyntheticCluster, cut: tuple[str, str, fl
 def test_a_pack_whose_tail_the_power_cut_took_is_never_used(drive: Drive, tmp_path: Path) -> None:
     (first,) = drive.clusters
     second = grown(drive.clusters[first], 2)
-    assert _cut_backup(drive, second, ("stat", "leases/", 0)) is None  # just before the commit
+    assert _cut_backup(drive, second, ("put", "manifests-b/", 0)) is None  # just before the commit
     drive.volume.remount()
     storage = LocalStorage(drive.root)
     known = {pack for pack, _ in drive.open().contents(drive.open().manifest(first)).packs}

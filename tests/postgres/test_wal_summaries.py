@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 import time
@@ -152,13 +153,16 @@ def freeze_and_copy(server: Server, copy: Path) -> None:
     """Take what a hypervisor's snapshot takes: the disk of a running machine at one moment."""
     postmaster = psutil.Process(server.postmaster_pid)
     processes = [postmaster, *postmaster.children(recursive=True)]
+    gone = contextlib.suppress(psutil.NoSuchProcess)  # a backend that was on its way out
     for process in processes:
-        process.suspend()
+        with gone:
+            process.suspend()
     try:
         shutil.copytree(server.data_directory, copy, symlinks=True)
     finally:
         for process in processes:
-            process.resume()
+            with gone:
+                process.resume()
 
 
 @pytest.mark.pg("17-18")

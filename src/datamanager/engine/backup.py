@@ -174,13 +174,13 @@ class _Run:
 
     def plan(self, ask: AskSummaries | None, lease: Lease) -> tuple[BackupPlan, ParentFiles | None]:
         """What to ask of the source, and what the parent holds."""
+        self.phase("reading what is stored")
         manifests, lost = self.manifests(), ""
         packs: set[bytes] = set()
         broken: set[bytes] = set()
         files = None
         while files is None and (parent := choose_parent(manifests, self.facts)) is not None:
             lease.renew([parent.backup])
-            self.phase("reading what is stored")
             damaged = DamagedChunks.load(self.repository)
             try:
                 contents = self.repository.contents(parent)

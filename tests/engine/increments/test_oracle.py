@@ -8,10 +8,11 @@ import pytest
 
 from tests.conftest import NewServer
 from tests.engine.conftest import Works
-from tests.engine.increments.changes import Changes, picture
-from tests.engine.increments.test_equality import QUIET
+from tests.engine.increments.changes import Changes
+from tests.engine.increments.held import picture
+from tests.engine.increments.test_equality import QUIET, kinds
 from tests.engine.increments.test_property import remove_trees
-from tests.engine.increments.trees import PAGE, differences, files_of
+from tests.engine.increments.trees import PAGE, Difference, differences, files_of, masked
 from tests.servers import Server
 
 
@@ -74,9 +75,22 @@ def test_a_chain_combined_by_postgresql_holds_the_files_of_our_backup_of_that_mo
         assert manifest.method == "native"
         combined, ours = oracle.combine("combined"), works.export(manifest).target
         assert sorted(files_of(ours).keys() - moment(ours)) == sorted(files_of(combined).keys() - moment(combined))
-        assert differences(ours, combined) == []
+        found = differences(ours, combined)
+        assert [one for one in found if not read_in_between(one, server)] == []
         remove_trees(combined)
         remove_trees(ours)
+
+
+def read_in_between(one: Difference, server: Server) -> bool:
+    """Whether a page got hint bits between the two moments, as whoever connects may leave them, and ours has them."""
+    if one.block is None or one.relation is None or one.fork:
+        return False
+    kind = kinds(server).get(one.relation, "")
+    with (server.data_directory / one.path).open("rb") as file:
+        file.seek(one.block * PAGE)
+        held = file.read(PAGE)
+    same = masked(one.left, kind)[8:] == masked(one.right, kind)[8:]  # but for the LSN
+    return one.left == held and kind != "" and same
 
 
 def moment(tree: Path) -> set[str]:

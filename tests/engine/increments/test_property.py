@@ -15,8 +15,8 @@ from datamanager.repository.mark import DELETED
 from tests.conftest import NewServer
 from tests.engine.conftest import Clone, Heard, Works, pg, programs_of
 from tests.engine.increments.bank import assert_books_balance, busy, open_bank
-from tests.engine.increments.changes import (
-    Changes,
+from tests.engine.increments.changes import Changes
+from tests.engine.increments.held import (
     Picture,
     assert_same,
     assert_unlogged_empty_and_indexes_agree,
