@@ -17,7 +17,8 @@ from datamanager.base.events import Event, Warned
 from datamanager.base.pipeline import StopToken
 from datamanager.config.home import find_home
 from datamanager.config.model import ClusterConfig
-from datamanager.engine.backup import BackupOptions, run_backup
+from datamanager.engine.backup.run import run_backup
+from datamanager.engine.backup.session import BackupOptions
 from datamanager.repository.commit import next_in_line, publish
 from datamanager.repository.format import meta_keys
 from datamanager.repository.keys import SlotSecret

@@ -15,8 +15,8 @@ import pytest
 from datamanager.base.clock import SystemClock
 from datamanager.base.pipeline import StopToken
 from datamanager.base.units import Secret
-from datamanager.engine.layout import Destination
-from datamanager.engine.materialize import Materializer
+from datamanager.engine.restore.layout import Destination
+from datamanager.engine.restore.materialize import Materializer
 from datamanager.repository.keys import SlotSecret
 from datamanager.repository.repository import Repository
 from datamanager.rescue import rescue_script

@@ -15,8 +15,9 @@ from datamanager.base.clock import SystemClock
 from datamanager.base.errors import Busy
 from datamanager.base.events import ignore
 from datamanager.base.pipeline import StopToken
-from datamanager.engine.backup import BackupOptions, run_backup
-from datamanager.engine.prune import PruneOptions, prune_repository
+from datamanager.engine.backup.run import run_backup
+from datamanager.engine.backup.session import BackupOptions
+from datamanager.engine.prune.run import PruneOptions, prune_repository
 from datamanager.repository.keys import SlotSecret
 from datamanager.repository.repository import Repository
 from datamanager.storage.local import LocalStorage

@@ -19,10 +19,11 @@ import psycopg
 from datamanager.base.clock import SystemClock
 from datamanager.base.events import ignore
 from datamanager.base.pipeline import StopToken
-from datamanager.engine.backup import BackupOptions, BackupResult, run_backup
-from datamanager.engine.restore import RestoreResult, apply_restore
-from datamanager.engine.restore_plan import RestoreOptions, plan_restore
-from datamanager.engine.verify import VerifyOptions, VerifyResult, verify_repository
+from datamanager.engine.backup.run import BackupResult, run_backup
+from datamanager.engine.backup.session import BackupOptions
+from datamanager.engine.restore.plan import RestoreOptions, plan_restore
+from datamanager.engine.restore.run import RestoreResult, apply_restore
+from datamanager.engine.verify.run import VerifyOptions, VerifyResult, verify_repository
 from datamanager.postgres.base_backup import BaseBackupOptions, BaseBackupSource
 from datamanager.postgres.connection import ServerAddress
 from datamanager.postgres.facts import collect_facts

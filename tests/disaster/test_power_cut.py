@@ -15,8 +15,8 @@ import pytest
 from datamanager.base.errors import DataManagerError
 from datamanager.base.events import ignore
 from datamanager.base.pipeline import StopToken
-from datamanager.engine.restore import apply_restore
-from datamanager.engine.restore_plan import RestoreOptions, plan_restore
+from datamanager.engine.restore.plan import RestoreOptions, plan_restore
+from datamanager.engine.restore.run import apply_restore
 from datamanager.repository.format import folders
 from datamanager.repository.manifest import Manifest
 from datamanager.repository.repository import Repository

@@ -16,7 +16,7 @@ import pytest
 from datamanager.base.clock import SystemClock
 from datamanager.base.events import ignore
 from datamanager.base.pipeline import StopToken
-from datamanager.engine.prune import PruneOptions, prune_repository
+from datamanager.engine.prune.run import PruneOptions, prune_repository
 from datamanager.repository.format import folders
 from datamanager.repository.keys import SlotSecret
 from datamanager.repository.mark import DELETED, UNDELETED

@@ -15,9 +15,10 @@ from typing import Any
 from datamanager.base.clock import SystemClock
 from datamanager.base.events import Event, PhaseStarted, Progress
 from datamanager.base.pipeline import StopToken
-from datamanager.engine.backup import BackupOptions, run_backup
-from datamanager.engine.restore import apply_restore
-from datamanager.engine.restore_plan import RestoreOptions, plan_restore
+from datamanager.engine.backup.run import run_backup
+from datamanager.engine.backup.session import BackupOptions
+from datamanager.engine.restore.plan import RestoreOptions, plan_restore
+from datamanager.engine.restore.run import apply_restore
 from datamanager.postgres.base_backup import BaseBackupOptions, BaseBackupSource
 from datamanager.postgres.connection import ServerAddress
 from datamanager.postgres.facts import collect_facts

@@ -18,7 +18,8 @@ from datamanager.base.clock import SystemClock
 from datamanager.base.errors import DataManagerError
 from datamanager.base.events import Event, PhaseStarted, Progress
 from datamanager.base.pipeline import StopToken
-from datamanager.engine.backup import BackupOptions, run_backup
+from datamanager.engine.backup.run import run_backup
+from datamanager.engine.backup.session import BackupOptions
 from datamanager.postgres.base_backup import BaseBackupOptions, BaseBackupSource
 from datamanager.postgres.connection import ServerAddress
 from datamanager.postgres.facts import collect_facts

@@ -15,10 +15,11 @@ from datamanager.base.errors import Cancelled, DataManagerError
 from datamanager.base.events import Event, PhaseStarted, Progress, Warned
 from datamanager.base.pipeline import StopToken
 from datamanager.base.units import Lsn, Secret
-from datamanager.engine.backup import BackupOptions, BackupResult, run_backup
-from datamanager.engine.export import export_backup
-from datamanager.engine.restore import RestoreResult, apply_restore
-from datamanager.engine.restore_plan import RestoreOptions, RestorePlan, plan_restore
+from datamanager.engine.backup.run import BackupResult, run_backup
+from datamanager.engine.backup.session import BackupOptions
+from datamanager.engine.restore.export import export_backup
+from datamanager.engine.restore.plan import RestoreOptions, RestorePlan, plan_restore
+from datamanager.engine.restore.run import RestoreResult, apply_restore
 from datamanager.postgres.account import Account, CurrentAccount, UnixAccount
 from datamanager.postgres.base_backup import BaseBackupOptions, BaseBackupSource
 from datamanager.postgres.clone import prepare_clone

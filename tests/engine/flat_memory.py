@@ -16,13 +16,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
-from datamanager.repository.contents import Contents
 from datamanager.repository.damaged import DamagedChunks
 from datamanager.repository.format import PAGES_PER_CHUNK
 from datamanager.repository.known import ParentFiles
-from datamanager.repository.layer import FileKind
-from datamanager.repository.layer_builder import LayerBuilder
-from datamanager.repository.layer_reader import LayerReader
+from datamanager.repository.layers.builder import LayerBuilder
+from datamanager.repository.layers.contents import Contents
+from datamanager.repository.layers.layer import FileKind
+from datamanager.repository.layers.reader import LayerReader
 from datamanager.repository.manifest import LayerReference, Manifest
 from datamanager.repository.repository import Repository
 

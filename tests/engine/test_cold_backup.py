@@ -11,7 +11,8 @@ from datamanager.base.clock import SystemClock
 from datamanager.base.errors import Busy, StreamBroken
 from datamanager.base.events import Progress
 from datamanager.base.pipeline import StopToken
-from datamanager.engine.backup import BackupOptions, BackupResult, run_backup
+from datamanager.engine.backup.run import BackupResult, run_backup
+from datamanager.engine.backup.session import BackupOptions
 from datamanager.postgres.cold_facts import cold_facts, read_last_start
 from datamanager.postgres.cold_source import ColdSource
 from datamanager.postgres.server_manifest import manifest_files

@@ -10,12 +10,12 @@ import pytest
 from datamanager.base.errors import StoreUnavailable, UsageError
 from datamanager.base.events import ignore
 from datamanager.base.pipeline import StopToken
-from datamanager.engine.heal import HealOptions, HealResult, heal_repository
-from datamanager.engine.verify import VerifyOptions
-from datamanager.repository.chunk_reader import read_pages
+from datamanager.engine.heal.run import HealOptions, HealResult, heal_repository
+from datamanager.engine.verify.run import VerifyOptions
 from datamanager.repository.damaged import DamagedChunks
 from datamanager.repository.format import HEADER, Kind, manifest_keys, meta_keys, pack_id, pack_key, ring_keys
-from datamanager.repository.pack import full_mask
+from datamanager.repository.packs.chunk_reader import read_pages
+from datamanager.repository.packs.pack import full_mask
 from datamanager.repository.repository import Repository
 from datamanager.storage.memory import MemoryStorage
 from tests.engine.synthetic_source import SyntheticCluster, make_cluster

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from datamanager.base.errors import IncrementRefused
-from datamanager.engine.defragment import Scatter
+from datamanager.engine.backup.defragment import Scatter
 from datamanager.postgres.incremental import MAGIC, StubParser
 from datamanager.repository.format import ZERO_PACK
 from datamanager.repository.manifest import Manifest

@@ -10,8 +10,8 @@ import pytest
 from datamanager.base.errors import IncrementRefused
 from datamanager.base.pipeline import StopToken
 from datamanager.base.units import Lsn
-from datamanager.engine.backup import BackupResult
-from datamanager.engine.increment_plan import SLICES, BackupPlan, is_uploaded, plan_backup
+from datamanager.engine.backup.increment_plan import SLICES, BackupPlan, is_uploaded, plan_backup
+from datamanager.engine.backup.run import BackupResult
 from datamanager.postgres.facts import ServerFacts, SettingFact
 from datamanager.postgres.source import FileReceiver, SourceEnd
 from datamanager.postgres.wal_summaries import Summaries

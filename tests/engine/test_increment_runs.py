@@ -13,7 +13,8 @@ import pytest
 from datamanager.base.errors import Cancelled, IncrementRefused
 from datamanager.base.events import Event, PhaseStarted, ignore
 from datamanager.base.pipeline import StopToken
-from datamanager.engine.backup import BackupOptions, BackupResult, run_backup
+from datamanager.engine.backup.run import BackupResult, run_backup
+from datamanager.engine.backup.session import BackupOptions
 from datamanager.postgres.source import FileReceiver, SourceEnd, SourceStart
 from datamanager.repository.manifest import Manifest
 from datamanager.repository.repository import Repository

@@ -9,10 +9,11 @@ import pytest
 
 from datamanager.base.events import ignore
 from datamanager.base.pipeline import StopToken
-from datamanager.engine.backup import BackupOptions, BackupResult, run_backup
-from datamanager.engine.defragment import Scatter, scattered_regions
-from datamanager.engine.layout import Destination
-from datamanager.engine.materialize import Materializer
+from datamanager.engine.backup.defragment import Scatter, scattered_regions
+from datamanager.engine.backup.run import BackupResult, run_backup
+from datamanager.engine.backup.session import BackupOptions
+from datamanager.engine.restore.layout import Destination
+from datamanager.engine.restore.materialize import Materializer
 from datamanager.postgres.source import BackupSource
 from datamanager.repository.damaged import DamagedChunks
 from datamanager.repository.format import MAX_LAYERS

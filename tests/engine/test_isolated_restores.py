@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from datamanager.base.errors import TargetUnfit
-from datamanager.engine.restore import apply_restore
+from datamanager.engine.restore.run import apply_restore
 from datamanager.repository.manifest import Manifest
 from tests.conftest import NewServer
 from tests.engine.conftest import Heard, Works, account, outside

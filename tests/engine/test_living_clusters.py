@@ -15,8 +15,8 @@ import psycopg
 import pytest
 
 from datamanager.base.errors import DataManagerError, StreamBroken
-from datamanager.engine.restore import apply_restore
-from datamanager.engine.restore_plan import RestoreOptions, plan_restore
+from datamanager.engine.restore.plan import RestoreOptions, plan_restore
+from datamanager.engine.restore.run import apply_restore
 from datamanager.repository.manifest import Manifest
 from tests.conftest import NewServer
 from tests.engine.conftest import Heard, Works, outside, pg

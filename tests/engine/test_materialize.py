@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from datamanager.base.errors import IntegrityError, ObjectMissing
 from datamanager.base.pipeline import StopToken
-from datamanager.engine.layout import Destination
-from datamanager.engine.materialize import Materializer
+from datamanager.engine.restore.layout import Destination
+from datamanager.engine.restore.materialize import Materializer
 from datamanager.repository.format import HEADER, PAGES_PER_CHUNK, folders, manifest_keys, pack_key
-from datamanager.repository.layer import FileKind
+from datamanager.repository.layers.layer import FileKind
 from datamanager.repository.manifest import Manifest
 from datamanager.repository.repository import Repository
 from datamanager.storage.local import LocalStorage

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from datamanager.base.errors import IntegrityError, TargetUnfit
-from datamanager.engine.outside import check_outside_folder, outside_folder, start_options, write_outside_files
+from datamanager.engine.restore.outside import check_outside_folder, outside_folder, start_options, write_outside_files
 from datamanager.postgres.outside_model import OutsideFile
 from datamanager.repository.format import canonical_json
 from datamanager.repository.manifest import LayerReference, Manifest

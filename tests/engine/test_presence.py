@@ -8,9 +8,9 @@ from datamanager.base.errors import IntegrityError
 from datamanager.base.pipeline import StopToken
 from datamanager.engine.presence import require_pages
 from datamanager.repository.format import Kind, pack_key
-from datamanager.repository.generation import keep_pages
 from datamanager.repository.manifest import Manifest
-from datamanager.repository.pack import full_mask
+from datamanager.repository.packs.generation import keep_pages
+from datamanager.repository.packs.pack import full_mask
 from datamanager.repository.repository import Repository
 from tests.engine.synthetic_source import make_cluster
 from tests.repository.parts import backup, flip, keys, new_repository, reopen

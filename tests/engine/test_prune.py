@@ -12,7 +12,7 @@ import pytest
 from datamanager.base.errors import Busy, IntegrityError, StoreFull, UsageError
 from datamanager.base.events import ignore
 from datamanager.base.pipeline import StopToken
-from datamanager.engine.prune import CONDEMNED_SECONDS, PruneOptions, PruneResult, prune_repository
+from datamanager.engine.prune.run import CONDEMNED_SECONDS, PruneOptions, PruneResult, prune_repository
 from datamanager.repository.condemned import condemned_packs, put_condemned, read_condemned
 from datamanager.repository.format import Kind, manifest_keys, pack_generation, pack_key
 from datamanager.repository.lease import RENEW_SECONDS, LeaseRecord

@@ -10,7 +10,7 @@ import pytest
 from datamanager.base.errors import Cancelled, NotFound, StoreDenied, StoreUnavailable, StoreUnplugged, UsageError
 from datamanager.base.events import Event, Progress, Warned, ignore
 from datamanager.base.pipeline import StopToken
-from datamanager.engine.verify import Damage, VerifyOptions, VerifyResult, verify_repository
+from datamanager.engine.verify.run import Damage, VerifyOptions, VerifyResult, verify_repository
 from datamanager.repository.checked import save_checked
 from datamanager.repository.damaged import DamagedItem, record
 from datamanager.repository.format import HEADER, TRAILER, Kind, manifest_keys, meta_keys, pack_key, ring_keys

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from datamanager.base.errors import StoreDenied
-from datamanager.engine.verify import VerifyOptions
+from datamanager.engine.verify.run import VerifyOptions
 from datamanager.repository.damaged import DamagedChunks, read_list
 from datamanager.repository.format import HEADER, meta_keys, pack_id
 from datamanager.repository.known import ParentFiles

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from datamanager.base.pipeline import StopToken
-from datamanager.engine.verify import VerifyOptions
-from datamanager.engine.verify_rows import HeldPack, check_rows
+from datamanager.engine.verify.rows import HeldPack, check_rows
+from datamanager.engine.verify.run import VerifyOptions
 from datamanager.repository.commit import publish
 from datamanager.repository.damaged import DamagedChunks, DamagedItem, drop_settled, record
 from datamanager.repository.format import HEADER, pack_id, pack_key
-from datamanager.repository.layer import FileKind
-from datamanager.repository.layer_builder import LayerBuilder
-from datamanager.repository.layer_stack import push_layer
+from datamanager.repository.layers.builder import LayerBuilder
+from datamanager.repository.layers.layer import FileKind
+from datamanager.repository.layers.stack import push_layer
 from datamanager.repository.manifest import Manifest
 from datamanager.repository.repository import Repository
 from tests.engine.synthetic_source import make_cluster

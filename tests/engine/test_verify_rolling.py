@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from datamanager.engine.verify import VerifyOptions, VerifyResult
-from datamanager.engine.verify_rolling import DAY_SECONDS, due_folders, folder_of, folder_states, oldest_waiting
+from datamanager.engine.verify.rolling import DAY_SECONDS, due_folders, folder_of, folder_states, oldest_waiting
+from datamanager.engine.verify.run import VerifyOptions, VerifyResult
 from datamanager.repository.checked import load_checked
 from datamanager.repository.format import HEADER
 from datamanager.repository.repository import Repository

@@ -11,14 +11,14 @@ import pytest
 
 from datamanager.base.errors import IntegrityError
 from datamanager.base.pipeline import StopToken
-from datamanager.engine.verify import VerifyOptions, VerifyResult
-from datamanager.engine.verify_rows import HeldPack, check_rows
+from datamanager.engine.verify.rows import HeldPack, check_rows
+from datamanager.engine.verify.run import VerifyOptions, VerifyResult
 from datamanager.repository.commit import publish
 from datamanager.repository.format import ZERO_PACK
-from datamanager.repository.layer import FileKind
-from datamanager.repository.layer_builder import LayerBuilder
-from datamanager.repository.layer_reader import LayerReader
-from datamanager.repository.layer_stack import push_layer
+from datamanager.repository.layers.builder import LayerBuilder
+from datamanager.repository.layers.layer import FileKind
+from datamanager.repository.layers.reader import LayerReader
+from datamanager.repository.layers.stack import push_layer
 from datamanager.repository.manifest import LayerReference
 from datamanager.repository.repository import Repository
 from tests.engine.synthetic_source import make_cluster

@@ -17,13 +17,13 @@ from crc32c import crc32c
 from datamanager.base.errors import IntegrityError
 from datamanager.base.pipeline import StopToken
 from datamanager.base.units import Lsn
-from datamanager.engine.layout import Destination
-from datamanager.engine.materialize import Materializer
-from datamanager.engine.page_check import PageRules
+from datamanager.engine.restore.layout import Destination
+from datamanager.engine.restore.materialize import Materializer
+from datamanager.engine.restore.page_check import PageRules
 from datamanager.postgres.page import checksums
 from datamanager.postgres.server_manifest import check_manifest, manifest_files, wal_ranges
-from datamanager.repository.contents import Contents
-from datamanager.repository.layer import FileEntry, FileFlag, FileKind
+from datamanager.repository.layers.contents import Contents
+from datamanager.repository.layers.layer import FileEntry, FileFlag, FileKind
 from datamanager.repository.manifest import ChecksumFailure, Manifest
 from datamanager.rescue import rescue_script
 from tests.conftest import NewServer

@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 from datamanager.base.events import Event, ignore
 from datamanager.base.pipeline import StopToken
-from datamanager.engine.backup import BackupOptions, BackupResult, run_backup
-from datamanager.engine.verify import VerifyOptions, VerifyResult, verify_repository
+from datamanager.engine.backup.run import BackupResult, run_backup
+from datamanager.engine.backup.session import BackupOptions
+from datamanager.engine.verify.run import VerifyOptions, VerifyResult, verify_repository
 from datamanager.postgres.source import BackupSource
 from datamanager.repository.keys import SlotSecret
 from datamanager.repository.repository import Repository

@@ -29,12 +29,12 @@ from datamanager.repository.format import (
     slot_keys,
 )
 from datamanager.repository.keys import Slot, SlotKind, SlotSecret
-from datamanager.repository.layer import FileFlag, FileKind
-from datamanager.repository.layer_builder import LayerBuilder
-from datamanager.repository.layer_reader import decode_block
+from datamanager.repository.layers.builder import LayerBuilder
+from datamanager.repository.layers.layer import FileFlag, FileKind
+from datamanager.repository.layers.reader import decode_block
 from datamanager.repository.lease import LeaseRecord
 from datamanager.repository.manifest import ChecksumFailure, LayerReference, Manifest, Tablespace
-from datamanager.repository.pack import PackBuilder, fingerprint
+from datamanager.repository.packs.pack import PackBuilder, fingerprint
 from datamanager.repository.sealing import Header, Sealer, derive
 from datamanager.rescue import rescue
 

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamanager.base.errors import IntegrityError, ObjectMissing
-from datamanager.repository.chunk_reader import ChunkReader, read_chunk
 from datamanager.repository.format import (
     HEADER,
     MASKED,
@@ -22,10 +21,11 @@ from datamanager.repository.format import (
     pack_id,
     pack_key,
 )
-from datamanager.repository.generation import check_pages, keep_pages
 from datamanager.repository.objects import OpenPack
-from datamanager.repository.pack import PackBuilder, SealedPack, fingerprint, full_mask
-from datamanager.repository.page_masks import chunk_runs, count_pages, full_masks, page_masks, split_row
+from datamanager.repository.packs.chunk_reader import ChunkReader, read_chunk
+from datamanager.repository.packs.generation import check_pages, keep_pages
+from datamanager.repository.packs.pack import PackBuilder, SealedPack, fingerprint, full_mask
+from datamanager.repository.packs.page_masks import chunk_runs, count_pages, full_masks, page_masks, split_row
 from datamanager.repository.repository import Repository
 from datamanager.storage.memory import MemoryStorage
 from tests.repository.parts import SetClock, flip, new_repository, overwrite, reopen

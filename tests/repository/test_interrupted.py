@@ -22,7 +22,8 @@ from datamanager.base.errors import (
     StoreUnplugged,
 )
 from datamanager.base.pipeline import StopToken
-from datamanager.engine.backup import BackupOptions, run_backup
+from datamanager.engine.backup.run import run_backup
+from datamanager.engine.backup.session import BackupOptions
 from datamanager.repository.format import folders, manifest_keys
 from datamanager.repository.lease import STALE_SECONDS
 from datamanager.repository.repository import Repository

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from datamanager.base.errors import IntegrityError
 from datamanager.repository.format import META_CHUNK_BYTES, ZERO_PACK
-from datamanager.repository.layer import (
+from datamanager.repository.layers.builder import EncodedLayer, LayerBuilder
+from datamanager.repository.layers.layer import (
     TABLE_ENTRIES_PER_CHUNK,
     FileEntry,
     FileFlag,
@@ -20,8 +21,7 @@ from datamanager.repository.layer import (
     Rows,
     check_path,
 )
-from datamanager.repository.layer_builder import EncodedLayer, LayerBuilder
-from datamanager.repository.layer_reader import LayerReader, compose, decode_block
+from datamanager.repository.layers.reader import LayerReader, compose, decode_block
 
 PACKS = [bytes([number]) * 16 for number in range(6)]
 U32 = 2**32 - 1

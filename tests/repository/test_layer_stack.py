@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from datamanager.base.errors import IntegrityError
 from datamanager.base.pipeline import StopToken
-from datamanager.repository.contents import Contents
 from datamanager.repository.format import MAX_LAYERS, ZERO_PACK
-from datamanager.repository.layer import FileEntry, FileFlag, FileKind, Rows
-from datamanager.repository.layer_builder import LayerBuilder, encode_layer
-from datamanager.repository.layer_reader import LayerReader
-from datamanager.repository.layer_stack import layers_to_merge, push_layer
+from datamanager.repository.layers.builder import LayerBuilder, encode_layer
+from datamanager.repository.layers.contents import Contents
+from datamanager.repository.layers.layer import FileEntry, FileFlag, FileKind, Rows
+from datamanager.repository.layers.reader import LayerReader
+from datamanager.repository.layers.stack import layers_to_merge, push_layer
 from datamanager.repository.manifest import LayerReference
 from datamanager.repository.repository import Repository
 from tests.repository.parts import new_repository

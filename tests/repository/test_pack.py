@@ -24,7 +24,7 @@ from datamanager.repository.format import (
     TRAILER,
     Kind,
 )
-from datamanager.repository.pack import (
+from datamanager.repository.packs.pack import (
     ChunkOpener,
     PackBuilder,
     PackDirectory,

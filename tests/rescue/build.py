@@ -24,11 +24,11 @@ from datamanager.base.units import Secret
 from datamanager.repository.commit import next_in_line, publish
 from datamanager.repository.format import PAGES_PER_CHUNK, Kind, folders
 from datamanager.repository.keys import SlotSecret
-from datamanager.repository.layer import FileFlag, FileKind
-from datamanager.repository.layer_builder import LayerBuilder
+from datamanager.repository.layers.builder import LayerBuilder
+from datamanager.repository.layers.layer import FileFlag, FileKind
 from datamanager.repository.manifest import LayerReference, Manifest, Tablespace
-from datamanager.repository.pack import NO_FINGERPRINT, SealedPack, fingerprint
-from datamanager.repository.pack_stream import PackStream
+from datamanager.repository.packs.pack import NO_FINGERPRINT, SealedPack, fingerprint
+from datamanager.repository.packs.stream import PackStream
 from datamanager.repository.repository import Repository
 from datamanager.rescue import rescue_script
 from datamanager.storage.local import LocalStorage

@@ -17,13 +17,13 @@ import pytest
 
 from datamanager.base.events import ignore
 from datamanager.base.pipeline import StopToken
-from datamanager.engine.restore import apply_restore
-from datamanager.engine.restore_plan import RestoreOptions, plan_restore
+from datamanager.engine.restore.plan import RestoreOptions, plan_restore
+from datamanager.engine.restore.run import apply_restore
 from datamanager.postgres.outside_model import OutsideFile
 from datamanager.postgres.server_manifest import check_manifest
 from datamanager.repository.format import PAGES_PER_CHUNK, ZERO_PACK, Kind, pack_key
-from datamanager.repository.generation import GenerationBuilder, keep_pages
 from datamanager.repository.manifest import Manifest
+from datamanager.repository.packs.generation import GenerationBuilder, keep_pages
 from tests.rescue.build import PAGE, Change, Maker, Tree, flip, read_tree, sample_tree
 from tests.servers import binaries
 

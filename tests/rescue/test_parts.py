@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datamanager import rescue as package
-from datamanager.repository.layer import FileEntry, FileFlag, FileKind
-from datamanager.repository.layer import Rows as TheirRows
-from datamanager.repository.layer_reader import compose
+from datamanager.repository.layers.layer import FileEntry, FileFlag, FileKind
+from datamanager.repository.layers.layer import Rows as TheirRows
+from datamanager.repository.layers.reader import compose
 from datamanager.rescue import bundled_wheels, is_of_this_release, rescue, rescue_script, script_sha256
 
 SOURCE = Path(package.__file__).with_name("rescue.py")

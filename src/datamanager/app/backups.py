@@ -19,7 +19,8 @@ from datamanager.base.events import PhaseStarted, Warned
 from datamanager.config.home import inside
 from datamanager.config.model import Checkpoint, ClusterConfig
 from datamanager.config.names import check_backup_name
-from datamanager.engine.backup import BackupOptions, BackupResult, run_backup
+from datamanager.engine.backup.run import BackupResult, run_backup
+from datamanager.engine.backup.session import BackupOptions
 from datamanager.postgres.base_backup import BaseBackupOptions, BaseBackupSource
 from datamanager.postgres.connection import ServerAddress
 from datamanager.postgres.facts import ServerFacts

@@ -15,8 +15,8 @@ from datamanager.app.repository_files import refresh_files
 from datamanager.base.errors import DataManagerError, NotFound
 from datamanager.base.events import PhaseStarted
 from datamanager.base.units import format_duration
-from datamanager.engine.space import shares_volume
-from datamanager.engine.verify import VerifyOptions, VerifyResult, verify_repository
+from datamanager.engine.backup.space import shares_volume
+from datamanager.engine.verify.run import VerifyOptions, VerifyResult, verify_repository
 from datamanager.postgres.facts import ServerFacts
 from datamanager.postgres.preflight import Finding, Severity, check_backup_source
 from datamanager.postgres.programs import Programs, find_programs

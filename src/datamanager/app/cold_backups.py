@@ -26,7 +26,8 @@ from datamanager.app.repository_files import refresh_files
 from datamanager.base.errors import ConfigurationError, NotFound, UsageError
 from datamanager.base.events import PhaseStarted, Warned
 from datamanager.config.model import ClusterConfig
-from datamanager.engine.backup import BackupOptions, BackupResult, run_backup
+from datamanager.engine.backup.run import BackupResult, run_backup
+from datamanager.engine.backup.session import BackupOptions
 from datamanager.postgres.account import Account, CurrentAccount, service_account
 from datamanager.postgres.cold_facts import LastStart, cold_facts, find_config_file, read_last_start
 from datamanager.postgres.cold_source import ColdSource

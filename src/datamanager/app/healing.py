@@ -7,7 +7,7 @@ from datamanager.app.context import Context
 from datamanager.app.opening import Named, Unlocking, locate, opened, opened_storage
 from datamanager.app.repository_files import refresh_files
 from datamanager.base.errors import RepositoryError
-from datamanager.engine.heal import HealOptions, HealResult, heal_repository
+from datamanager.engine.heal.run import HealOptions, HealResult, heal_repository
 from datamanager.repository import access
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datamanager.app.context import Context
 from datamanager.base.events import PhaseStarted, Warned
-from datamanager.engine.backup import BackupResult
+from datamanager.engine.backup.run import BackupResult
 from datamanager.postgres.connection import ServerAddress
 from datamanager.postgres.facts import ServerFacts
 from datamanager.postgres.file_access import DiskAccess, FileAccess, ServerAccess

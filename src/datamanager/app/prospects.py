@@ -11,7 +11,7 @@ from datamanager.app.retained import manifests
 from datamanager.app.server_settings import KEEP, KEEP_AT_LEAST_SECONDS, offer
 from datamanager.base.errors import DataManagerError, NotFound
 from datamanager.base.units import Lsn, format_duration
-from datamanager.engine.increment_plan import choose_parent, plan_backup
+from datamanager.engine.backup.increment_plan import choose_parent, plan_backup
 from datamanager.postgres.facts import ServerFacts
 from datamanager.postgres.settings import alter, to_run
 from datamanager.postgres.wal_summaries import FIRST_MAJOR, Summaries, read_summaries, unavailable_reason

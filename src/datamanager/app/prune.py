@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datamanager.app.context import Context
 from datamanager.app.opening import Unlocking, choose, opened, sweep_leftovers
-from datamanager.engine.prune import PruneOptions, PruneResult, prune_repository
+from datamanager.engine.prune.run import PruneOptions, PruneResult, prune_repository
 
 
 def prune(context: Context, named: str | None, options: PruneOptions, unlocking: Unlocking) -> tuple[str, PruneResult]:

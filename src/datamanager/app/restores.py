@@ -13,10 +13,10 @@ from datamanager.app.context import Context
 from datamanager.app.opening import Unlocking, choose_holding, opened
 from datamanager.base.errors import ConfigurationError, TargetUnfit, UsageError
 from datamanager.base.events import PhaseStarted
-from datamanager.engine.export import export_backup
-from datamanager.engine.outside import PutBack, check_outside_folder, outside_folder, write_outside_files
-from datamanager.engine.restore import RestoreResult, apply_restore
-from datamanager.engine.restore_plan import RestoreOptions, RestorePlan, plan_restore
+from datamanager.engine.restore.export import export_backup
+from datamanager.engine.restore.outside import PutBack, check_outside_folder, outside_folder, write_outside_files
+from datamanager.engine.restore.plan import RestoreOptions, RestorePlan, plan_restore
+from datamanager.engine.restore.run import RestoreResult, apply_restore
 from datamanager.postgres.account import UnixAccount, service_account
 from datamanager.repository.manifest import Manifest
 

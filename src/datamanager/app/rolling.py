@@ -9,7 +9,7 @@ from datamanager.base.errors import Cancelled, IntegrityError
 from datamanager.base.events import PhaseStarted, Warned
 from datamanager.config.model import ClusterConfig
 from datamanager.engine.retention import Policy
-from datamanager.engine.verify import VerifyOptions, verify_repository
+from datamanager.engine.verify.run import VerifyOptions, verify_repository
 from datamanager.repository.manifest import Manifest
 from datamanager.repository.mark import ROLLING
 from datamanager.repository.repository import Repository

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datamanager.engine.outside import PutBack, outside_folder, start_options
+from datamanager.engine.restore.outside import PutBack, outside_folder, start_options
 
 
 def fields(done: Sequence[PutBack]) -> dict[str, Any]:

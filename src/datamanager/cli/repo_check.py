@@ -16,7 +16,7 @@ from datamanager.cli.outcome import Outcome
 if TYPE_CHECKING:
     from datamanager.app import checks
     from datamanager.cli.session import Session
-    from datamanager.engine.verify import VerifyResult
+    from datamanager.engine.verify.run import VerifyResult
 else:
     checks = lazy("datamanager.app.checks")
 

@@ -16,7 +16,7 @@ from datamanager.cli.outcome import Outcome
 if TYPE_CHECKING:
     from datamanager.app import healing
     from datamanager.cli.session import Session
-    from datamanager.engine.heal import HealResult
+    from datamanager.engine.heal.run import HealResult
 else:
     healing = lazy("datamanager.app.healing")
 

@@ -15,12 +15,12 @@ from datamanager.cli.outcome import Outcome
 if TYPE_CHECKING:
     from datamanager.app import prune as app_prune
     from datamanager.cli.session import Session
-    from datamanager.engine import prune as engine_prune
-    from datamanager.engine.prune import PruneResult
+    from datamanager.engine.prune import run as engine_prune
+    from datamanager.engine.prune.run import PruneResult
     from datamanager.repository import format as repository_format
 else:
     app_prune = lazy("datamanager.app.prune")
-    engine_prune = lazy("datamanager.engine.prune")
+    engine_prune = lazy("datamanager.engine.prune.run")
     repository_format = lazy("datamanager.repository.format")
 
 

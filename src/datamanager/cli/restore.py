@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datamanager.app.restores import Restored
     from datamanager.cli import backup_text, outside_text
     from datamanager.cli.session import Session
-    from datamanager.engine.restore_plan import RestorePlan
+    from datamanager.engine.restore.plan import RestorePlan
 else:
     restores = lazy("datamanager.app.restores")
     started = lazy("datamanager.app.started")

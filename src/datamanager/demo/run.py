@@ -21,9 +21,10 @@ from datamanager.demo.clinic import change_clinic, create_clinic
 from datamanager.demo.compare import TableDigest, check_commit_run, table_digests
 from datamanager.demo.embedded import MAJOR, PORT, demo_account, embedded_programs, new_cluster
 from datamanager.demo.writer import CommitWriter
-from datamanager.engine.backup import BackupOptions, BackupResult, run_backup
-from datamanager.engine.restore import RestoreResult, apply_restore
-from datamanager.engine.restore_plan import RestoreOptions, plan_restore
+from datamanager.engine.backup.run import BackupResult, run_backup
+from datamanager.engine.backup.session import BackupOptions
+from datamanager.engine.restore.plan import RestoreOptions, plan_restore
+from datamanager.engine.restore.run import RestoreResult, apply_restore
 from datamanager.postgres.account import Account, UnixAccount
 from datamanager.postgres.base_backup import BaseBackupOptions, BaseBackupSource
 from datamanager.postgres.clone import prepare_clone

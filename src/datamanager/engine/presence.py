@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datamanager.base.errors import IntegrityError
 from datamanager.base.pipeline import StopToken
-from datamanager.engine.verify_rows import LOST, HeldPack, check_composed
+from datamanager.engine.verify.rows import LOST, HeldPack, check_composed
 from datamanager.repository.commit import require_objects
 from datamanager.repository.format import pack_key
 from datamanager.repository.manifest import Manifest

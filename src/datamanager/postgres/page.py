@@ -117,3 +117,14 @@ def page_lsns(pages: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
     words = pages[:, :_LSN_BYTES].copy().view("<u4").astype(np.uint64)
     lsns: npt.NDArray[np.uint64] = (words[:, 0] << np.uint64(32)) | words[:, 1]
     return lsns
+
+
+def spgist_metapages(pages: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Which of the pages, shape (n, page size), are metapages of SP-GiST indexes.
+
+    Their notes on where there is room are written without a word in the WAL, so equal LSNs do not mean equal bytes,
+    page checksums or not. Source: src/backend/access/spgist/spgutils.c (SpGistUpdateMetaPage), spgist_private.h.
+    """
+    words = pages.view("<u2")
+    found: npt.NDArray[np.bool_] = (words[:, -1] == 0xFF82) & (words[:, -4] & 1 == 1)
+    return found

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from datamanager.base.errors import DataManagerError, IntegrityError, ObjectExists
-from datamanager.repository.contents import Contents
 from datamanager.repository.format import Kind, manifest_keys, meta_keys, pack_id, pack_key
+from datamanager.repository.layers.contents import Contents
 from datamanager.repository.lease import Lease
 from datamanager.repository.manifest import Manifest
 from datamanager.repository.objects import UNREADABLE

@@ -18,13 +18,13 @@ import numpy.typing as npt
 
 from datamanager.base.errors import NotFound
 from datamanager.base.pipeline import StopToken
-from datamanager.repository.contents import Contents
 from datamanager.repository.damaged import DamagedChunks
 from datamanager.repository.format import PAGES_PER_CHUNK, ZERO_PACK, pack_id
-from datamanager.repository.layer import FileEntry, FileFlag, FileKind, Rows
+from datamanager.repository.layers.contents import Contents
+from datamanager.repository.layers.layer import FileEntry, FileFlag, FileKind, Rows
 from datamanager.repository.manifest import Manifest
 from datamanager.repository.objects import UNREADABLE, OpenPack
-from datamanager.repository.pack import ChunkOpener, PackDirectory, fingerprint
+from datamanager.repository.packs.pack import ChunkOpener, PackDirectory, fingerprint
 from datamanager.repository.repository import Repository
 
 # 16 bytes of fingerprint, 20 of place and Python's own 180: 50 MB, which cover 64 GB of interrupted work.

@@ -13,12 +13,12 @@ import numpy as np
 
 from datamanager.base.errors import IntegrityError, NotFound
 from datamanager.base.pipeline import StopToken
-from datamanager.repository.contents import Contents
 from datamanager.repository.format import BACKUP_ID, ZERO_PACK
-from datamanager.repository.layer import FileEntry
+from datamanager.repository.layers.contents import Contents
+from datamanager.repository.layers.layer import FileEntry
 from datamanager.repository.manifest import LayerReference, Manifest
 from datamanager.repository.objects import UNREADABLE
-from datamanager.repository.page_masks import I64, U32, page_masks
+from datamanager.repository.packs.page_masks import I64, U32, page_masks
 from datamanager.repository.repository import Repository
 
 _BATCH_ROWS = 200_000  # 30 MB while they are sorted

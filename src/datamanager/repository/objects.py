@@ -19,9 +19,9 @@ from datamanager.base.errors import (
     StoreUnavailable,
 )
 from datamanager.repository.format import HEADER, MAX_CONTAINER_BYTES, TRAILER, Kind, named_id
-from datamanager.repository.generation import GenerationBuilder
 from datamanager.repository.keys import Ring
-from datamanager.repository.pack import ChunkOpener, PackBuilder, PackDirectory, open_directory, parse_directory
+from datamanager.repository.packs.generation import GenerationBuilder
+from datamanager.repository.packs.pack import ChunkOpener, PackBuilder, PackDirectory, open_directory, parse_directory
 from datamanager.repository.sealing import Header, Sealer, open_small, seal_small
 from datamanager.storage.base import Storage
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from datamanager.repository.format import PADDING_BYTES, manifest_keys, pack_generation
-from datamanager.repository.pack import PackDirectory
-from datamanager.repository.page_masks import U32, count_pages, full_masks
+from datamanager.repository.packs.pack import PackDirectory
+from datamanager.repository.packs.page_masks import U32, count_pages, full_masks
 from datamanager.storage.base import StoredObject
 
 LIVE_SHARE = 0.60  # below it a pack is written again; simulated: 1.13 times the database after a year, see decision 3

@@ -16,7 +16,6 @@ from datamanager.base.clock import Clock
 from datamanager.base.errors import DataManagerError, IntegrityError, NotFound, ObjectMissing
 from datamanager.base.pipeline import StopToken
 from datamanager.repository import access
-from datamanager.repository.contents import Contents
 from datamanager.repository.format import (
     BACKUP_ID,
     Kind,
@@ -25,13 +24,14 @@ from datamanager.repository.format import (
     pack_key,
 )
 from datamanager.repository.keys import Ring, SlotSecret
-from datamanager.repository.layer_reader import LayerReader
+from datamanager.repository.layers.contents import Contents
+from datamanager.repository.layers.reader import LayerReader
 from datamanager.repository.lease import Lease, LeaseRecord
 from datamanager.repository.leases import Leases
 from datamanager.repository.manifest import LayerReference, Manifest
 from datamanager.repository.mark import DELETED, PIN, UNDELETED, UNPIN, Mark, backup_of, standing
 from datamanager.repository.objects import UNREADABLE, OpenPack, SealedStore, worst
-from datamanager.repository.pack_places import PackPlaces
+from datamanager.repository.packs.places import PackPlaces
 from datamanager.storage.base import Storage
 
 _CACHED_META_CHUNKS = 64  # 16 MiB

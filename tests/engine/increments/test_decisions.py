@@ -12,7 +12,7 @@ import numpy as np
 import psycopg
 import pytest
 
-from datamanager.engine.increment_plan import SLICES, is_uploaded
+from datamanager.engine.backup.increment_plan import SLICES, is_uploaded
 from datamanager.postgres.page import checksums, relation_segment
 from datamanager.repository.manifest import Manifest
 from tests.conftest import NewServer

@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from datamanager.engine.prune import PruneOptions, PruneResult, prune_repository
+from datamanager.engine.prune.run import PruneOptions, PruneResult, prune_repository
 from datamanager.repository.manifest import Manifest
 from datamanager.repository.mark import DELETED
 from tests.conftest import NewServer

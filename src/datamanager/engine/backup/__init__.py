@@ -1,0 +1,1 @@
+"""Backing a cluster up."""

@@ -1,0 +1,1 @@
+"""Mending a repository from another that holds the same packs."""

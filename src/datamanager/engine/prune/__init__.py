@@ -1,0 +1,1 @@
+"""Giving back the room of what no backup needs."""

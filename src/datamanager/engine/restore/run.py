@@ -1,0 +1,160 @@
+"""Restore a backup into a new directory.
+
+1 plan         engine/restore/plan.py; a restore that cannot succeed stops there
+2 materialize  every file but the control file's name
+               then backup_manifest, of an increment: the server described what it sent, not the whole
+3 links        pg_tblspc, from the plan alone; nothing of it may lead into another cluster
+4 sync         everything durable
+5 pg_control   gets its name: from here on the directory starts
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from datamanager.base.errors import TargetTooSmall, TargetUnfit
+from datamanager.base.events import Listener, PhaseStarted, Progress, Warned
+from datamanager.base.files import sync_directory, sync_tree
+from datamanager.base.pipeline import StopToken
+from datamanager.base.units import Lsn
+from datamanager.engine.restore.layout import Destination
+from datamanager.engine.restore.materialize import Materializer
+from datamanager.engine.restore.page_check import PageRules
+from datamanager.engine.restore.plan import CONTROL_FILE, UNFINISHED_CONTROL_FILE, UNFINISHED_MARK, RestorePlan
+from datamanager.engine.restore.witness import require_complete_label, write_manifest
+from datamanager.postgres.isolation import assert_tablespaces_isolated, running_data_directories
+from datamanager.postgres.wal_tablespaces import created_tablespaces
+from datamanager.repository.repository import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreResult:
+    """A directory that starts. ``bytes`` is what was restored, zeros included."""
+
+    target: Path
+    files: int
+    bytes: int
+    seconds: float
+    warnings: list[str]
+
+
+def apply_restore(repository: Repository, plan: RestorePlan, stop: StopToken, listener: Listener) -> RestoreResult:
+    """Carry out a plan. Until the last step the directory cannot start; a failed one is left for inspection.
+
+    Raises: IntegrityError, ObjectMissing, StoreError, TargetTooSmall, TargetUnfit, Cancelled.
+    """
+    began = repository.clock.elapsed()
+    manifest, options = plan.manifest, plan.options
+    lease = repository.take_lease_if_possible(
+        "restore", [manifest.backup], lambda text: listener(Warned(text)), stop=stop
+    )
+    try:
+        with _target_errors(options.target):
+            destination = _prepare(plan)
+            listener(PhaseStarted("restoring"))
+            counter = _Counter(manifest.total_bytes, listener)
+            contents = repository.contents(manifest)
+            rules = PageRules(manifest)
+            materializer = Materializer(repository, contents, destination, options.threads, counter.add, rules)
+            files = materializer.run(stop)
+            require_complete_label(destination.root)
+            if manifest.method == "native":
+                write_manifest(destination.root, manifest, materializer.written(), destination.owner)
+            _make_links(plan, destination)
+            _assert_isolated(plan, destination)
+            listener(PhaseStarted("writing to disk"))
+            stop.check()
+            for root in (destination.root, *plan.links.values()):
+                sync_tree(root)
+            _finish(destination, plan)
+    finally:
+        if lease is not None:
+            lease.release()
+    seconds = repository.clock.elapsed() - began
+    return RestoreResult(destination.root, files, manifest.total_bytes, seconds, plan.warnings)
+
+
+class _Counter:
+    """Adds up what the threads write."""
+
+    def __init__(self, total: int, listener: Listener) -> None:
+        self._total = total
+        self._listener = listener
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def add(self, size: int) -> None:
+        with self._lock:
+            self._done += size
+            self._listener(Progress(self._done, self._total))
+
+
+@contextlib.contextmanager
+def _target_errors(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise TargetTooSmall(
+                f"restore backup: no room left for {error.filename or target}",
+                hint="Delete the unfinished directory, make room or give a bigger volume, and run the restore again.",
+            ) from error
+        raise TargetUnfit(
+            f"restore backup: {error.filename or target}: {(error.strerror or 'cannot be written').lower()}",
+            hint="Delete the unfinished directory and give one that this account can write.",
+        ) from error
+
+
+def _prepare(plan: RestorePlan) -> Destination:
+    target = Path(os.path.abspath(plan.options.target))  # noqa: PTH100 - links stay as the owner wrote them
+    destination = Destination(target, plan.links, {CONTROL_FILE: UNFINISHED_CONTROL_FILE}, plan.options.owner)
+    for folder in (target, *plan.links.values()):
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        (folder / UNFINISHED_MARK).touch(mode=0o600, exist_ok=False)
+        if plan.options.owner is not None:
+            os.chown(folder, *plan.options.owner)
+    return destination
+
+
+def _make_links(plan: RestorePlan, destination: Destination) -> None:
+    if (destination.root / "PG_VERSION").stat().st_mode & 0o040:
+        for root in (destination.root, *plan.links.values()):
+            root.chmod(0o750)  # a cluster made with group access
+    folder = destination.root / "pg_tblspc"
+    for oid, path in plan.links.items():
+        link = folder / str(oid)
+        if link.is_dir() and not link.is_symlink():
+            link.rmdir()
+        link.symlink_to(path, target_is_directory=True)
+        if destination.owner is not None:
+            os.chown(link, *destination.owner, follow_symlinks=False)
+
+
+def _assert_isolated(plan: RestorePlan, destination: Destination) -> None:
+    """Nothing may start that could touch another cluster's files (decision 1). Raises: TargetUnfit."""
+    folder = destination.root / "pg_tblspc"
+    inside = {int(one.name): one for one in folder.glob("[0-9]*") if one.is_dir() and not one.is_symlink()}
+    assert_tablespaces_isolated(destination.root, {**inside, **plan.links}, running_data_directories())
+    created = created_tablespaces(destination.root / "pg_wal", Lsn.parse(plan.manifest.start_lsn))
+    if created:
+        raise TargetUnfit(
+            f"restore backup: its WAL creates a tablespace in {created[0].location}, and replay would write there",
+            hint="Restore another backup: one during which no tablespace was created.",
+        )
+
+
+def _finish(destination: Destination, plan: RestorePlan) -> None:
+    for folder in (*plan.links.values(), destination.root):
+        (folder / UNFINISHED_MARK).unlink()
+    before = destination.root / os.fsdecode(UNFINISHED_CONTROL_FILE)
+    after = destination.root / os.fsdecode(CONTROL_FILE)
+    before.rename(after)
+    sync_directory(after.parent)
+    sync_directory(destination.root)

@@ -1,0 +1,1 @@
+"""Reading what is stored and proving that it is what was written."""

@@ -1,0 +1,1 @@
+"""What each backup learned: files and where their pages are."""

@@ -1,0 +1,1 @@
+"""Chunks sealed together, and reading them."""
