@@ -31,6 +31,7 @@ _DEBIAN_PROGRAMS = Path("/usr/lib/postgresql/15/bin")
 _SERVER_ACCOUNTS = ("postgres", "nobody")
 # Data, a plain tar of it, two compressed copies, a restored copy, and the server's WAL while it is filled.
 _SPACE_FACTOR = 6
+_INCREMENT_SPACE_FACTOR = 3  # the data and two repositories
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if unknown:
             raise ContenderFailed(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")
         with Workspace(options.work, _account()) as workspace:
-            workspace.need_space(max(options.size) * _SPACE_FACTOR)
+            factor = _INCREMENT_SPACE_FACTOR if options.rows == ["increment"] else _SPACE_FACTOR
+            workspace.need_space(max(options.size) * factor)
             workspace.show_as(Path.cwd(), ".")
             workspace.show_as(Path(sys.prefix), "VENV")
             _measure(options, workspace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import psycopg
@@ -13,12 +14,14 @@ from datamanager.base.events import Progress
 from datamanager.base.pipeline import StopToken
 from datamanager.engine.backup.run import BackupResult, run_backup
 from datamanager.engine.backup.session import BackupOptions
+from datamanager.engine.restore.run import apply_restore
 from datamanager.postgres.cold_facts import cold_facts, read_last_start
 from datamanager.postgres.cold_source import ColdSource
 from datamanager.postgres.server_manifest import manifest_files
 from datamanager.repository.manifest import Manifest
 from tests.conftest import NewServer
 from tests.engine.conftest import Heard, Works, account, pg, programs_of
+from tests.engine.test_living_clusters import standby_of
 from tests.servers import Server
 
 ROWS = 20_000
@@ -197,3 +200,28 @@ def test_every_file_but_wal_is_in_the_manifest_of_the_copy(new_server: NewServer
     assert listed <= there
     restored = {one.name for one in (target / "pg_wal").iterdir()}
     assert restored == {one.name for one in (server.data_directory / "pg_wal").iterdir()}
+
+
+@pytest.mark.decision(1)
+def test_wal_of_a_stopped_standby_that_empties_a_database_is_told_and_the_copy_is_kept(
+    new_server: NewServer, works: Works, pg_version: str
+) -> None:
+    primary = new_server(config={"autovacuum": "off"})
+    primary.sql("create table kept as select generate_series(1, 1000) n")
+    primary.sql("create database mold")
+    standby = standby_of(primary, new_server, works.folder / "standby")
+    primary.sql("create database cast_one template mold strategy file_copy")
+    primary.sql("drop database mold")
+    reached = primary.value("select pg_current_wal_lsn()")
+    deadline = time.monotonic() + 20
+    while standby.value("select pg_last_wal_replay_lsn() < %s", reached) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    standby.stop("immediate")
+    result = cold_backup(works, standby.data_directory)
+    said = [one for one in result.warnings if "copies a database and removes its source" in one]
+    assert len(said) == 1
+    again = works.plan(result.manifest, works.folder / "restored")
+    restored = apply_restore(works.reopened(), again, works.stop, Heard())
+    assert sum("copies a database and removes its source" in one for one in restored.warnings) == 1
+    with works.clone(restored.target, result.manifest, pg_version) as clone, psycopg.connect(clone.dsn) as connection:
+        assert connection.execute("select count(*) from kept").fetchone() == (1000,)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from pathlib import Path
-
 import pytest
 from crc32c import crc32c
 
 from datamanager.base.clock import SystemClock
 from datamanager.base.errors import ServerError, StreamBroken, UsageError
 from datamanager.base.pipeline import StopToken
-from datamanager.base.units import Lsn
 from datamanager.postgres.base_backup import BaseBackupOptions, BaseBackupSource, base_backup_command
 from datamanager.postgres.connection import ServerAddress
 from datamanager.postgres.server_manifest import check_manifest, manifest_files
 from datamanager.postgres.source import SourceEnd, SourceStart
-from datamanager.postgres.wal_tablespaces import TablespaceScanner, created_tablespaces
 from tests.conftest import NewServer
 from tests.servers import Server
 
@@ -151,75 +146,3 @@ def test_the_servers_own_reason_is_told_when_it_breaks_off_midway(new_server: Ne
     assert isinstance(broken.value, StreamBroken)
     assert "administrator command" in broken.value.message or "connection was lost" in broken.value.message
     assert "without its manifest" not in broken.value.message
-
-
-# -- tablespaces created in the WAL --
-
-
-@pytest.mark.pg("14-18")
-@pytest.mark.decision(1)
-def test_every_tablespace_created_in_the_wal_is_found_with_its_path_and_no_other(new_server: NewServer) -> None:
-    server = new_server(config={"max_wal_size": "1GB", "autovacuum": "off"})
-    server.tablespace("early")
-    server.sql("create table filler (t text)")
-    start = Lsn.parse(server.value("select pg_current_wal_insert_lsn()::text"))
-    places: list[str] = []
-    for number in range(24):
-        name = f"n{number}" + "-long" * (60 if number == 7 else 0)
-        with contextlib.suppress(OSError):
-            places.append(str(make_tablespace(server, name, f"t{number}")))
-        # Odd amounts between them, so that some records cross the border of a page.
-        server.sql("insert into filler select repeat(md5(n::text), 9) from generate_series(1, %s) n", 400 + number * 37)
-    server.sql("select pg_switch_wal()")
-    pg_wal = server.data_directory / "pg_wal"
-    found = created_tablespaces(pg_wal, start)
-    assert [one.location for one in found] == places
-    oids = [row[0] for row in server.sql("select oid from pg_tablespace where spcname like 't%' order by oid")]
-    assert [one.oid for one in found] == oids
-    assert [one.lsn for one in found] == sorted(one.lsn for one in found)
-    assert created_tablespaces(pg_wal, Lsn(found[-1].lsn + 1)) == []
-    assert len(created_tablespaces(pg_wal, found[-1].lsn)) == 1
-    assert in_small_pieces(pg_wal, start) == found
-    server.sql("drop tablespace t3")
-    assert len(created_tablespaces(pg_wal, start)) == len(places)
-
-
-def make_tablespace(server: Server, folder: str, name: str) -> Path:
-    place = server.tablespace(folder)
-    server.sql(f'alter tablespace "{folder}" rename to {name}')
-    return place
-
-
-def in_small_pieces(pg_wal: Path, start: Lsn) -> list[object]:
-    scanner = TablespaceScanner(start)
-    for path in sorted(pg_wal.glob("0*")):
-        scanner.begin(path.name)
-        data = path.read_bytes()
-        for position in range(0, len(data), 7777):
-            scanner.feed(memoryview(data)[position : position + 7777])
-        scanner.end()
-    return list(scanner.finish())
-
-
-@pytest.mark.decision(1)
-def test_a_recycled_segment_is_not_read_as_what_it_once_was(new_server: NewServer, open_folder: Path) -> None:
-    server = new_server(config={"autovacuum": "off"})
-    server.tablespace("one")
-    ((name,),) = server.sql("select pg_walfile_name(pg_current_wal_lsn())")
-    content = (server.data_directory / "pg_wal" / name).read_bytes()
-    (open_folder / name).write_bytes(content)
-    assert len(created_tablespaces(open_folder, Lsn(0))) == 1
-    (open_folder / name).rename(open_folder / "000000010000000000000077")
-    assert created_tablespaces(open_folder, Lsn(0)) == []
-
-
-def test_noise_is_no_wal() -> None:
-    scanner = TablespaceScanner(Lsn(0))
-    for content in (b"", b"short", bytes(100_000), b"\xff" * 100_000, bytes(range(256)) * 400):
-        scanner.begin("000000010000000000000001")
-        scanner.feed(content)
-        scanner.end()
-    scanner.begin("archive_status/000000010000000000000001.done")
-    scanner.feed(b"x")
-    scanner.end()
-    assert scanner.finish() == []

@@ -11,6 +11,7 @@ replayed; else the copy is what the disk held, and crash recovery runs when it i
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 from collections.abc import Iterator
@@ -33,11 +34,11 @@ from datamanager.postgres.control_file import (
 )
 from datamanager.postgres.data_directory import CONTROL_PATH, DataDirectory, Member, reading_error
 from datamanager.postgres.page import relation_segment, wrong_blocks
+from datamanager.postgres.replay_hazards import ReplayHazards, replay_hazards
 from datamanager.postgres.server_manifest import WalRange, build_manifest
 from datamanager.postgres.source import FileReceiver, SourceEnd, SourceStart, SourceTablespace
 from datamanager.postgres.stopped_server import pid_file, require_stopped
 from datamanager.postgres.wal_position import end_of_record
-from datamanager.postgres.wal_tablespaces import created_tablespaces
 
 _READ_BYTES = MIB  # whole pages of every size; a call each costs nothing beside the work on them
 _OLDEST_WITH_IDENTIFIER = 17  # server manifests of version 2
@@ -86,7 +87,7 @@ class ColdSource:
             found.append("the data directory holds a backup_label: it was restored and never started since")
         if self._end() is None:
             found.append(f"pg_wal does not hold the checkpoint at {control.checkpoint}: a server needs it to start")
-        return tuple(found)
+        return (*found, *self._hazards.warnings)
 
     def run(self, receiver: FileReceiver, stop: StopToken, upload: bytes | None = None) -> SourceEnd:
         """Raises: StreamBroken, when a server took the directory meanwhile; ServerUnfit, RightMissing, Cancelled."""
@@ -199,14 +200,19 @@ class ColdSource:
             )
         require_stopped(self.data_directory)
 
-    def _refuse_new_tablespaces(self) -> None:
-        """Replay of CREATE TABLESPACE would lead a restored copy into the original's files (decision 1)."""
+    @functools.cached_property
+    def _hazards(self) -> ReplayHazards:
+        """What replay would meet. Raises: RightMissing, ServerUnfit."""
         if self.control.state == STOPPED:
-            return  # nothing is replayed
+            return ReplayHazards()  # nothing is replayed
         try:
-            created = created_tablespaces(self.data_directory / "pg_wal", self.control.redo)
+            return replay_hazards(self.data_directory / "pg_wal", self.control.redo)
         except OSError as error:
             raise reading_error(os.fsencode(self.data_directory / "pg_wal"), error) from error
+
+    def _refuse_new_tablespaces(self) -> None:
+        """Replay of CREATE TABLESPACE would lead a restored copy into the original's files (decision 1)."""
+        created = self._hazards.tablespaces
         if created:
             raise ServerUnfit(
                 f"read data directory: the WAL to be replayed creates a tablespace in {created[0].location}, and a"

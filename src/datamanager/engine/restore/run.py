@@ -29,7 +29,7 @@ from datamanager.engine.restore.page_check import PageRules
 from datamanager.engine.restore.plan import CONTROL_FILE, UNFINISHED_CONTROL_FILE, UNFINISHED_MARK, RestorePlan
 from datamanager.engine.restore.witness import require_complete_label, write_manifest
 from datamanager.postgres.isolation import assert_tablespaces_isolated, running_data_directories
-from datamanager.postgres.wal_tablespaces import created_tablespaces
+from datamanager.postgres.replay_hazards import replay_hazards
 from datamanager.repository.repository import Repository
 
 
@@ -68,6 +68,7 @@ def apply_restore(repository: Repository, plan: RestorePlan, stop: StopToken, li
                 write_manifest(destination.root, manifest, materializer.written(), destination.owner)
             _make_links(plan, destination)
             _assert_isolated(plan, destination)
+            warnings = [*plan.warnings, *_look_into_wal(plan, destination)]
             listener(PhaseStarted("writing to disk"))
             stop.check()
             for root in (destination.root, *plan.links.values()):
@@ -77,7 +78,7 @@ def apply_restore(repository: Repository, plan: RestorePlan, stop: StopToken, li
         if lease is not None:
             lease.release()
     seconds = repository.clock.elapsed() - began
-    return RestoreResult(destination.root, files, manifest.total_bytes, seconds, plan.warnings)
+    return RestoreResult(destination.root, files, manifest.total_bytes, seconds, warnings)
 
 
 class _Counter:
@@ -142,12 +143,21 @@ def _assert_isolated(plan: RestorePlan, destination: Destination) -> None:
     folder = destination.root / "pg_tblspc"
     inside = {int(one.name): one for one in folder.glob("[0-9]*") if one.is_dir() and not one.is_symlink()}
     assert_tablespaces_isolated(destination.root, {**inside, **plan.links}, running_data_directories())
-    created = created_tablespaces(destination.root / "pg_wal", Lsn.parse(plan.manifest.start_lsn))
-    if created:
+
+
+def _look_into_wal(plan: RestorePlan, destination: Destination) -> list[str]:
+    """Tell what replay of its WAL would do (decision 1). Raises: TargetUnfit, when it would reach the original's files.
+
+    A database that replay empties is no reason to withhold all the others: this backup may be the last to hold them.
+    """
+    found = replay_hazards(destination.root / "pg_wal", Lsn.parse(plan.manifest.start_lsn))
+    if found.tablespaces:
+        place = found.tablespaces[0].location
         raise TargetUnfit(
-            f"restore backup: its WAL creates a tablespace in {created[0].location}, and replay would write there",
+            f"restore backup: its WAL creates a tablespace in {place}, and replay would write there",
             hint="Restore another backup: one during which no tablespace was created.",
         )
+    return [text for text in found.warnings if text not in plan.warnings]  # a cold backup has told it already
 
 
 def _finish(destination: Destination, plan: RestorePlan) -> None:

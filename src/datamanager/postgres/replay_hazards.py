@@ -1,18 +1,22 @@
-"""Tablespaces that are created within a stretch of WAL.
+"""What in a stretch of WAL does harm when a copy of the cluster replays it.
 
-Replay of CREATE TABLESPACE links to the path in the record, whatever links a restore has made: beside the original
-that is the LIVE tablespace, into which the rest of the WAL is then replayed. (Seen on 14 and 18: a table created in it
-was truncated in production by a clone.) So WAL that holds such a record must not be replayed; it is looked for here.
+1 A tablespace is created. Replay links to the path in the record, whatever links a restore has made: beside the
+  original that is the LIVE tablespace, into which the rest of the WAL is then replayed. (Seen on 14 and 18: a table
+  created in it was truncated in production by a clone.) Such WAL must not be replayed.
+2 A database is copied by its files and the source is removed afterwards: ALTER DATABASE SET TABLESPACE, or CREATE
+  DATABASE by files (the only way on 14) whose template is dropped. Replay begins by removing the copy, and of the
+  source the backup holds what was left when it came to it: the server starts, but that database cannot be used.
 
 Records are not followed one by one; their fixed bytes are searched for, and their CRC decides.
-Source: decision 1; PostgreSQL src/include/access/xlogrecord.h, xlog_internal.h (page headers), commands/tablespace.h.
+Source: decision 1; PostgreSQL src/include/access/xlogrecord.h, xlog_internal.h (page headers), commands/tablespace.h,
+commands/dbcommands_xlog.h; src/backend/commands/dbcommands.c, dbase_redo, movedb.
 """
 
 from __future__ import annotations
 
 import bisect
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from struct import Struct
 
@@ -26,9 +30,15 @@ _PAGE_HEADER = Struct("<HHIQI")  # magic, info, timeline, address, rest of a rec
 _SIZES = Struct("<II")  # of a segment and of a page; at byte 32 of a segment's first page
 _SHORT_HEADER, _LONG_HEADER, _IS_LONG = 24, 40, 0x0002
 _RECORD_HEADER, _CRC_OFFSET = 24, 20
-_CREATE = 0x0000_0500  # info 0x00, resource manager 5, two bytes of padding
+# Bytes 16 to 19 of a record: info, resource manager, two bytes of padding.
+_CREATE_TABLESPACE = 0x0500
+_COPY_DATABASE = 0x0401  # the 1 says that the record changes files in its own way
+_DROP_DATABASE = 0x0411, 0x0421  # on 14; since 15, where 0x0411 is a copy whose pages are all in the WAL
+_DATABASE_KINDS = 0x0030  # the bits in which they differ
+_COPY = Struct("<IIII")  # database, tablespace; source's database, tablespace
+_DROP = Struct("<II")  # database, number of tablespaces; their oids follow
 _DATA_SHORT, _DATA_LONG = 0xFF, 0xFE  # with one byte of length, and with four
-_LONGEST_RECORD = 24 + 5 + 4 + 1024  # MAXPGPATH
+_LONGEST_RECORD = 24 + 5 + 8 + 4096  # a database dropped in a thousand tablespaces; paths are shorter (MAXPGPATH, 1024)
 _LOOK_BYTES = MIB
 
 
@@ -41,7 +51,44 @@ class CreatedTablespace:
     location: str
 
 
-class TablespaceScanner:
+@dataclass(frozen=True, slots=True)
+class CopiedDatabase:
+    """A database copied by its files, by oids; ``lsn`` is the copy's record."""
+
+    lsn: Lsn
+    database: int
+    tablespace: int
+    source_database: int
+    source_tablespace: int
+
+    @property
+    def is_move(self) -> bool:
+        return self.database == self.source_database
+
+    def __str__(self) -> str:
+        if self.is_move:
+            return f"database {self.database} moved to tablespace {self.tablespace}"
+        return f"database {self.database} from database {self.source_database}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayHazards:
+    """In the order in which it shows. ``databases`` are those whose source was removed after the copy."""
+
+    tablespaces: list[CreatedTablespace] = field(default_factory=list)
+    databases: list[CopiedDatabase] = field(default_factory=list)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What whoever has nothing but this WAL should know of ``databases``."""
+        return [
+            f"the WAL to be replayed copies a database and removes its source ({one}): once a server has started on it,"
+            " that database may be without files; take it from another backup"
+            for one in self.databases
+        ]
+
+
+class HazardScanner:
     """Takes segments in order, each in pieces of any size. Not thread-safe; holds 1 MiB.
 
     Args: start - records before it are not replayed and not told. Tablespaces inside the data directory have no
@@ -50,7 +97,8 @@ class TablespaceScanner:
 
     def __init__(self, start: Lsn) -> None:
         self._start = start
-        self.found: list[CreatedTablespace] = []
+        self._found = ReplayHazards()
+        self._copies: list[CopiedDatabase] = []  # whose source has not been removed so far
         self._name = ""
         self._raw = bytearray()  # of the present segment, from ``_address``
         self._address = 0  # -1: nothing more of this segment is of interest
@@ -78,10 +126,10 @@ class TablespaceScanner:
         if self._address >= 0:
             self._take_pages()
 
-    def finish(self) -> list[CreatedTablespace]:
+    def finish(self) -> ReplayHazards:
         """All that was found; the WAL is over."""
         self._search(whole=True)
-        return self.found
+        return self._found
 
     def _take_pages(self) -> None:
         if not self._page_size and not self._read_long_header():
@@ -118,10 +166,11 @@ class TablespaceScanner:
 
     def _search(self, *, whole: bool) -> None:
         """Look through the records; without ``whole`` keep the last ones, which may be incomplete."""
-        words = np.frombuffer(bytes(self._records[: len(self._records) & ~7]), "<u4")
+        kinds = np.frombuffer(bytes(self._records[: len(self._records) & ~7]), "<u4")[4::2]
+        candidates = (kinds == _CREATE_TABLESPACE) | (kinds & ~np.uint32(_DATABASE_KINDS) == _COPY_DATABASE)
         kept = 0 if whole else min(len(self._records), _LONGEST_RECORD + 7 & ~7)
         limit = len(self._records) - kept
-        for place in (np.flatnonzero(words[4::2] == _CREATE) * 8).tolist():
+        for place in (np.flatnonzero(candidates) * 8).tolist():
             if place < limit:
                 self._judge(place)
         self._forget(len(self._records) if whole else limit & ~7)
@@ -141,10 +190,38 @@ class TablespaceScanner:
         lsn = self._lsn(place)
         if crc != int.from_bytes(record[_CRC_OFFSET:_RECORD_HEADER], "little") or lsn < self._start:
             return
-        oid = int.from_bytes(record[data : data + 4], "little")
-        location = bytes(record[data + 4 : length]).split(b"\0", 1)[0].decode(errors="replace")
+        kind = int.from_bytes(record[16:20], "little")
+        content = bytes(record[data:length])
+        if kind == _CREATE_TABLESPACE:
+            self._note_tablespace(lsn, content)
+        elif kind == _COPY_DATABASE and len(content) == _COPY.size:
+            self._note_copy(CopiedDatabase(lsn, *_COPY.unpack(content)))
+        elif kind in _DROP_DATABASE and len(content) > _DROP.size:  # the copy in the WAL is just as long
+            self._note_drop(content)
+
+    def _note_tablespace(self, lsn: Lsn, content: bytes) -> None:
+        location = content[4:].split(b"\0", 1)[0].decode(errors="replace")
         if location:
-            self.found.append(CreatedTablespace(lsn, oid, location))
+            self._found.tablespaces.append(CreatedTablespace(lsn, int.from_bytes(content[:4], "little"), location))
+
+    def _note_copy(self, copy: CopiedDatabase) -> None:
+        # Files are removed before the record of it is written, which may come after the end of the backup. A move
+        # says by itself that they go.
+        if copy.is_move:
+            self._found.databases.append(copy)
+        else:
+            self._copies.append(copy)
+
+    def _note_drop(self, content: bytes) -> None:
+        database, count = _DROP.unpack_from(content)
+        if len(content) != _DROP.size + 4 * count:
+            return
+        removed = {(database, int(oid)) for oid in np.frombuffer(content, "<u4", offset=_DROP.size)}
+        kept: list[CopiedDatabase] = []
+        for copy in self._copies:
+            gone = (copy.source_database, copy.source_tablespace) in removed
+            (self._found.databases if gone else kept).append(copy)
+        self._copies = kept
 
     def _lsn(self, place: int) -> Lsn:
         begun, address = self._pages[bisect.bisect_right(self._pages, (place, 1 << 64)) - 1]
@@ -156,9 +233,9 @@ class TablespaceScanner:
         self._pages = [(begun - size, address) for begun, address in self._pages[later:]] if self._records else []
 
 
-def created_tablespaces(pg_wal: Path, start: Lsn) -> list[CreatedTablespace]:
-    """What the segments of a restored ``pg_wal`` would create from ``start`` on. Raises: OSError."""
-    scanner = TablespaceScanner(start)
+def replay_hazards(pg_wal: Path, start: Lsn) -> ReplayHazards:
+    """What replay of the segments in ``pg_wal`` from ``start`` on would meet. Raises: OSError."""
+    scanner = HazardScanner(start)
     for path in sorted(pg_wal.iterdir() if pg_wal.is_dir() else ()):
         if not _SEGMENT.match(path.name):
             continue
