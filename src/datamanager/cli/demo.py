@@ -44,7 +44,7 @@ def command(session: Session, size: str, seed: int, keep: bool) -> Outcome:
     for number, backup in enumerate(report.backups, start=1):
         lines.append(
             f"backup {number}: {format_size(backup.manifest.total_bytes)} in {format_duration(backup.seconds)}, "
-            f"{format_size(backup.stored)} newly stored; {backup_text.how_it_was_read(backup.manifest)}"
+            f"{format_size(backup.stored)} newly stored. {backup_text.how_it_was_read(backup.manifest)}"
         )
     for number, restore in enumerate(report.restores, start=1):
         lines.append(f"restore {number}: {format_size(restore.bytes)} in {format_duration(restore.seconds)}")
