@@ -121,6 +121,7 @@ class Works:
         repository: Repository | None = None,
         on_slot: Callable[[str], None] = lambda slot: None,
         full: bool = False,
+        pace: float = 0,
         around: Callable[[BackupSource], BackupSource] = lambda source: source,
         **options: object,
     ) -> BackupResult:
@@ -130,6 +131,7 @@ class Works:
             dsn: how the server is reached when not through its socket.
             on_slot: told the slot's name once it exists.
             full: read everything.
+            pace: seconds after which the next slice is audited; by default each increment audits one.
             around: puts a listener between source and engine.
             options: of BaseBackupOptions.
         """
@@ -157,7 +159,7 @@ class Works:
         protocol = BaseBackupOptions(**{"label": "engine test", **options})  # type: ignore[arg-type]
         source = BaseBackupSource(address, facts.major, protocol, SystemClock(), lambda text: None, begun)
         try:
-            wanted = BackupOptions(cluster="tests", label=protocol.label, full=full)
+            wanted = BackupOptions(cluster="tests", label=protocol.label, full=full, audit_pace_seconds=pace)
             into = repository or self.repository
 
             def ask(reach: tuple[int, Lsn] | None) -> Summaries:

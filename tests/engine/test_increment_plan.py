@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from datamanager.base.errors import IncrementRefused
 from datamanager.base.pipeline import StopToken
 from datamanager.base.units import Lsn
-from datamanager.engine.backup.increment_plan import SLICES, BackupPlan, is_uploaded, plan_backup
+from datamanager.engine.backup.increment_plan import AUDIT_PACE_SECONDS, SLICES, BackupPlan, is_uploaded, plan_backup
 from datamanager.engine.backup.run import BackupResult
 from datamanager.postgres.facts import ServerFacts, SettingFact
 from datamanager.postgres.source import FileReceiver, SourceEnd
@@ -20,7 +21,9 @@ from datamanager.repository.repository import Repository
 from tests.engine.synthetic_increment import PAGE, SyntheticIncrementSource, SyntheticServer
 from tests.engine.synthetic_source import SyntheticCluster
 from tests.engine.test_increments import back_up, relations
-from tests.repository.parts import new_repository
+from tests.repository.parts import SetClock, new_repository
+
+NOW = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
 
 
 def scene() -> tuple[Repository, SyntheticServer, Manifest]:
@@ -34,7 +37,7 @@ def plan(
     parent: Manifest, facts: ServerFacts, summaries: Summaries | None, *, damaged: bool = False, full: bool = False
 ) -> BackupPlan:
     packs = [b"p" * 16] if damaged else []
-    return plan_backup([parent], facts, summaries, packs, [b"p" * 16], full=full)
+    return plan_backup([parent], facts, summaries, packs, [b"p" * 16], full=full, now=NOW)
 
 
 def test_without_an_obstacle_it_is_an_increment() -> None:
@@ -64,8 +67,8 @@ def test_every_obstacle_is_told_and_everything_is_read() -> None:
         plan(parent, facts, summaries, damaged=True),
         plan(parent, facts, replace(summaries, enabled=False)),
         plan(parent, facts, replace(summaries, ranges=())),
-        plan_backup([parent], replace(facts, system_identifier=1), summaries, [], [], full=False),
-        plan_backup([], facts, summaries, [], [], full=False),
+        plan_backup([parent], replace(facts, system_identifier=1), summaries, [], [], full=False, now=NOW),
+        plan_backup([], facts, summaries, [], [], full=False, now=NOW),
     ]
     assert not any(one.native for one in reasons)
     assert all((one.reason and one.reason[0].islower()) or one.reason.startswith("PostgreSQL") for one in reasons)
@@ -154,6 +157,23 @@ def test_bytes_that_differ_under_one_lsn_count_only_where_hint_bits_are_logged(h
     for _ in range(SLICES):
         assert back_up(repository, server).manifest.method == "native"
         server.moved(server.cluster)
+
+
+@pytest.mark.decision(5)
+def test_a_slice_is_audited_once_a_day_and_not_with_every_increment_of_an_hour() -> None:
+    clock = SetClock()
+    repository, server = new_repository(clock=clock), SyntheticServer(relations())
+    looked = []
+    for _ in range(72):
+        result = back_up(repository, server, pace=AUDIT_PACE_SECONDS)
+        looked.append((result.manifest.audit.get("slice", -1), result.manifest.audit["at"] == result.manifest.started))
+        clock.advance(3600)
+        server.moved(server.cluster)
+    assert [place for place, (_, now) in enumerate(looked) if now] == [0, 20, 40, 60]
+    assert [looked[place][0] for place in (0, 19, 20, 39, 40, 60, 71)] == [-1, -1, 0, 0, 1, 2, 2]
+    clock.set_wall(clock.now() - timedelta(days=400))
+    result = back_up(repository, server, pace=AUDIT_PACE_SECONDS)
+    assert result.manifest.audit["slice"] == 3
 
 
 def test_lsns_of_the_synthetic_pages_are_what_they_say() -> None:

@@ -215,7 +215,7 @@ def test_cancelled_in_any_phase_an_increment_leaves_no_backup_and_no_lease(phase
             if isinstance(event, PhaseStarted) and event.phase == phase:
                 stop.stop("by the test")
 
-        options = BackupOptions("office", "test")
+        options = BackupOptions("office", "test", audit_pace_seconds=0)
         with pytest.raises(Cancelled):
             run_backup(repository, server.source(), server.facts, options, stop, listener, server.summaries)
     assert repository.backup_ids() == [kept.backup]
@@ -326,7 +326,7 @@ def test_a_cluster_known_under_two_names_builds_on_its_newest_backup() -> None:
     found: list[BackupResult] = []
     for name in ("office", "surgery", "office"):
         with StopToken() as stop:
-            source, options = server.source(), BackupOptions(name, "test")
+            source, options = server.source(), BackupOptions(name, "test", audit_pace_seconds=0)
             found.append(run_backup(repository, source, server.facts, options, stop, ignore, server.summaries))
         server.moved(with_page(server.cluster, 0, name.encode() * (PAGE // len(name)) + b"." * (PAGE % len(name))))
     assert [one.manifest.parent for one in found] == [None, *(one.manifest.backup for one in found[:2])]

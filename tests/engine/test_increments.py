@@ -35,9 +35,10 @@ def back_up(
     seed: int = 0,
     scatter: Scatter = Scatter(),  # noqa: B008 - immutable
     source: BackupSource | None = None,
+    pace: float = 0,
 ) -> BackupResult:
     with StopToken() as stop:
-        options = BackupOptions("office", "test", full=full, scatter=scatter)
+        options = BackupOptions("office", "test", full=full, scatter=scatter, audit_pace_seconds=pace)
         whole = server.source(random.Random(seed))
         return run_backup(repository, source or whole, server.facts, options, stop, ignore, server.summaries)
 

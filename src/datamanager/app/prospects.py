@@ -67,7 +67,7 @@ def _in_repository(context: Context, repository: Repository, name: str, facts: S
     reach = None if parent is None else (parent.timeline, Lsn.parse(parent.start_lsn))
     summaries = read_summaries(address_of(context.cluster(name)), context.stop, context.executed, reach=reach)
     damaged = DamagedChunks.load(repository).packs
-    plan = plan_backup(found, facts, summaries, damaged, packs, full=False)
+    plan = plan_backup(found, facts, summaries, damaged, packs, full=False, now=context.clock.now())
     title = None if plan.parent is None else plan.parent.backup
     if plan.native:
         return Prospect(True, title, remedy=short)

@@ -10,7 +10,7 @@ from typing import Any
 
 from datamanager import __version__
 from datamanager.engine.backup.attempt import Attempt
-from datamanager.engine.backup.increment_plan import SLICES
+from datamanager.engine.backup.increment_plan import SLICES, last_slice
 from datamanager.engine.backup.session import BackupSession
 from datamanager.postgres.source import SourceEnd
 from datamanager.repository.manifest import LayerReference, Manifest, Tablespace
@@ -58,15 +58,25 @@ def make_manifest(
         reason=plan.reason,
         bytes_resumed=counts.resumed,
         pages_changed=counts.pages,
-        audit=_audit(attempt),
+        audit=_audit(attempt, started),
         cuts=[str(one) for one in session.summaries.cuts_before(start.timeline, start.lsn)],
         control=session.options.control,
         outside=list(session.options.outside),
     )
 
 
-def _audit(attempt: Attempt) -> dict[str, Any]:
-    if attempt.comparer is None:
-        return {}
+def _audit(attempt: Attempt, started: datetime) -> dict[str, Any]:
+    """When pages were last held against the repository, which slice, and what was found now."""
+    plan, now = attempt.plan, started.isoformat(timespec="seconds")
+    if plan.parent is None or attempt.comparer is None:
+        return {"at": now}
+    number = plan.slice if plan.native and plan.slice is not None else last_slice(plan.parent)
+    looked = not plan.native or plan.slice is not None
     found = [asdict(one) | {"path": one.path.decode(errors="replace")} for one in attempt.comparer.mismatches[:20]]
-    return {"slice": attempt.plan.slice, "of": SLICES, "pages": attempt.comparer.judged, "mismatches": found}
+    return {
+        "at": now if looked else plan.parent.audit.get("at", plan.parent.started),
+        "slice": number,
+        "of": SLICES,
+        "pages": attempt.comparer.judged,
+        "mismatches": found,
+    }

@@ -99,7 +99,16 @@ class _Backup:
             reach = (parent.timeline, Lsn.parse(parent.start_lsn)) if parent is not None else None
             self.session.summaries = ask(reach)
         summaries = self.session.summaries if ask is not None else None
-        plan = plan_backup(manifests, self.session.facts, summaries, broken, packs, full=self.session.options.full)
+        plan = plan_backup(
+            manifests,
+            self.session.facts,
+            summaries,
+            broken,
+            packs,
+            full=self.session.options.full,
+            now=self.repository.clock.now(),
+            audit_pace_seconds=self.session.options.audit_pace_seconds,
+        )
         if plan.native and _tablespaces_moved(plan.parent, self.session.facts):
             plan = plan.instead("a tablespace has another place than in the backup before")
         if plan.parent is None and lost:

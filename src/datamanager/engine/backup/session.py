@@ -8,6 +8,7 @@ from typing import Any
 from datamanager.base.events import Listener, PhaseStarted, Warned
 from datamanager.base.pipeline import StopToken
 from datamanager.engine.backup.defragment import Scatter
+from datamanager.engine.backup.increment_plan import AUDIT_PACE_SECONDS
 from datamanager.engine.backup.space import SpaceGuard
 from datamanager.postgres.facts import ServerFacts
 from datamanager.postgres.outside_model import OutsideFile
@@ -30,6 +31,7 @@ class BackupOptions:
         control: what pg_control says of a cluster that is not running; empty for a running one.
         warnings: what the caller found, to be recorded with the backup.
         scatter: when parts of the parent are stored anew.
+        audit_pace_seconds: how long after an audit an increment audits the next slice.
     """
 
     cluster: str
@@ -42,6 +44,7 @@ class BackupOptions:
     control: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     scatter: Scatter = field(default_factory=Scatter)
+    audit_pace_seconds: float = AUDIT_PACE_SECONDS
 
 
 class BackupSession:
