@@ -36,8 +36,7 @@ def scene() -> tuple[Repository, SyntheticServer, Manifest]:
 def plan(
     parent: Manifest, facts: ServerFacts, summaries: Summaries | None, *, damaged: bool = False, full: bool = False
 ) -> BackupPlan:
-    packs = [b"p" * 16] if damaged else []
-    return plan_backup([parent], facts, summaries, packs, [b"p" * 16], full=full, now=NOW)
+    return plan_backup([parent], facts, summaries, damaged=damaged, full=full, now=NOW)
 
 
 def test_without_an_obstacle_it_is_an_increment() -> None:
@@ -67,8 +66,8 @@ def test_every_obstacle_is_told_and_everything_is_read() -> None:
         plan(parent, facts, summaries, damaged=True),
         plan(parent, facts, replace(summaries, enabled=False)),
         plan(parent, facts, replace(summaries, ranges=())),
-        plan_backup([parent], replace(facts, system_identifier=1), summaries, [], [], full=False, now=NOW),
-        plan_backup([], facts, summaries, [], [], full=False, now=NOW),
+        plan_backup([parent], replace(facts, system_identifier=1), summaries, damaged=False, full=False, now=NOW),
+        plan_backup([], facts, summaries, damaged=False, full=False, now=NOW),
     ]
     assert not any(one.native for one in reasons)
     assert all((one.reason and one.reason[0].islower()) or one.reason.startswith("PostgreSQL") for one in reasons)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datamanager.app.context import Context
 from datamanager.app.expiry import check_lease, lease_for
 from datamanager.app.opening import Named, Unlocking, choose_holding, opened
-from datamanager.app.retained import clusters_of, deleted_in, manifests, put_deleted
+from datamanager.app.retained import clusters_of, deleted_in, put_deleted
 from datamanager.base.errors import IntegrityError, NotFound, UsageError
 from datamanager.base.events import PhaseStarted
 from datamanager.engine.presence import require_pages
@@ -187,8 +187,3 @@ def _say(
         check_lease(lease)
         one.put_mark(manifest.backup, word, note)
     return named, manifest
-
-
-def deleted_manifests(context: Context, repository: Repository) -> list[Manifest]:
-    """Deleted backups that undelete might still bring back. Raises: StoreError."""
-    return manifests(context, repository, deleted_in(repository))

@@ -63,19 +63,19 @@ def _in_repository(context: Context, repository: Repository, name: str, facts: S
     """The plan that the next backup would make, had it to begin now. Raises: StoreError, RepositoryError."""
     found = sorted(manifests(context, repository, repository.backup_ids()), key=lambda one: (one.sequence, one.backup))
     parent = choose_parent(found, facts)
-    packs = _packs(repository, parent)
     reach = None if parent is None else (parent.timeline, Lsn.parse(parent.start_lsn))
     summaries = read_summaries(address_of(context.cluster(name)), context.stop, context.executed, reach=reach)
-    damaged = DamagedChunks.load(repository).packs
-    plan = plan_backup(found, facts, summaries, damaged, packs, full=False, now=context.clock.now())
+    damaged = parent is not None and _damaged(repository, parent)
+    plan = plan_backup(found, facts, summaries, damaged=damaged, full=False, now=context.clock.now())
     title = None if plan.parent is None else plan.parent.backup
     if plan.native:
         return Prospect(True, title, remedy=short)
     return Prospect(False, title, plan.reason, f"Run `datamanager backup run {name}`; the one after it can be short.")
 
 
-def _packs(repository: Repository, parent: Manifest | None) -> set[bytes]:
-    return set() if parent is None else {pack for pack, _ in repository.contents(parent).packs}
+def _damaged(repository: Repository, parent: Manifest) -> bool:
+    packs = DamagedChunks.load(repository).packs
+    return any(pack in packs for pack, _ in repository.contents(parent).packs)
 
 
 def _short_lived(summaries: Summaries) -> str:

@@ -151,15 +151,15 @@ class ParentFiles:
         whole = (position % PAGES_PER_CHUNK == 0) & (left >= np.minimum(PAGES_PER_CHUNK, pages - first))
         return np.where(whole, pack, -1), position // PAGES_PER_CHUNK
 
-    def holds(self, pack: int, chunk: int, print_: bytes, raw_bytes: int) -> ChunkPlace | None:
-        """The place, if the chunk stored there is whole and the one with this fingerprint and length; else None."""
+    def holds(self, pack: int, chunk: int, print_: bytes, raw_bytes: int) -> bool:
+        """Whether the chunk stored there is whole, undamaged, and the one with this fingerprint and length."""
         opened = self._opened(pack)
         directory = opened.directory if opened is not None else None
         if directory is None or chunk >= len(directory) or int(directory.raw[chunk]) != raw_bytes:
-            return None
+            return False
         if directory.fingerprint(chunk) != print_ or not directory.complete(chunk):
-            return None
-        return None if self._damaged.has(self._packs[pack], chunk) else ChunkPlace(self._packs[pack], chunk)
+            return False
+        return not self._damaged.has(self._packs[pack], chunk)
 
     def broken_packs(self, stored: Container[bytes | None]) -> set[bytes]:
         """Packs of which the parent needs something that is known to be damaged, or that are not stored at all.

@@ -41,7 +41,7 @@ class PageComparer:
 
     def __init__(self, parent: ParentFiles, page_size: int, judged_to: Lsn, *, exact: bool, strict: bool) -> None:
         self.parent = parent
-        self.page_size = self._size = page_size
+        self.page_size = page_size
         self._judged_to = int(judged_to)
         self._exact = exact
         self._strict = strict
@@ -53,7 +53,7 @@ class PageComparer:
         """The chunk was held against the parent's."""
         if chunk.file.judged and self._judged_to:
             with self._lock:
-                self.judged += -(-len(chunk.raw) // self._size)
+                self.judged += -(-len(chunk.raw) // self.page_size)
 
     def changed_pages(self, chunk: Chunk) -> npt.NDArray[np.int64] | None:
         """Numbers within the chunk of the pages that the parent does not hold; None to store the whole chunk, as the
@@ -62,21 +62,21 @@ class PageComparer:
         Raises: IncrementRefused, when strict and the parent is not what the server held.
         """
         file = chunk.file.parent
-        if file is None or chunk.first_page * self._size >= file.size:
+        if file is None or chunk.first_page * self.page_size >= file.size:
             return None
         length = len(chunk.raw)
-        count = -(-length // self._size)
-        new = np.zeros((count, self._size), np.uint8)
+        count = -(-length // self.page_size)
+        new = np.zeros((count, self.page_size), np.uint8)
         new.reshape(-1)[:length] = np.frombuffer(chunk.raw, np.uint8)
         old = np.empty_like(new)
         have = self.parent.read_pages(file, chunk.first_page, old)
-        need = np.minimum(length - np.arange(count) * self._size, self._size)
+        need = np.minimum(length - np.arange(count) * self.page_size, self.page_size)
         if not have.all():
             return None
         equal = (new.view(np.uint64) == old.view(np.uint64)).all(axis=1)
         changed = np.flatnonzero(~equal | (have < need))
         self.count(chunk)
-        if chunk.file.judged and self._judged_to and length % self._size == 0:
+        if chunk.file.judged and self._judged_to and length % self.page_size == 0:
             self._judge(chunk, new, old, changed)
         return changed
 
@@ -87,7 +87,7 @@ class PageComparer:
         old: npt.NDArray[np.uint8],
         changed: npt.NDArray[np.int64],
     ) -> None:
-        inside = chunk.file.parent.size // self._size - chunk.first_page if chunk.file.parent else 0
+        inside = chunk.file.parent.size // self.page_size - chunk.first_page if chunk.file.parent else 0
         judged = changed[changed < inside]
         lsn, before = page_lsns(new[judged]), page_lsns(old[judged])
         wrong = (lsn > 0) & (lsn <= self._judged_to) & ((lsn != before) | self._exact)

@@ -8,6 +8,7 @@ flagged. Source: ``docs/design.md``, PostgreSQL decision 18; src/backend/backup/
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from datamanager.base.pipeline import StopToken
 from datamanager.base.units import Lsn
@@ -37,13 +38,14 @@ def find_damage(
     Raises: IntegrityError, StoreError, Cancelled.
     """
     named = {name for notice in notices for name in _NAMED.findall(notice)}
-    found: list[ChecksumFailure] = []
-    for everything in (False, True):
+
+    def judge(wanted: Callable[[str], bool]) -> list[ChecksumFailure]:
+        found = []
         for entry in contents.files():
             stop.check()
             path = entry.path.decode(errors="surrogateescape")
             segment = relation_segment(entry.path)
-            if entry.kind is not FileKind.REGULAR or segment is None or not (everything or _tail(path) in named):
+            if entry.kind is not FileKind.REGULAR or segment is None or not wanted(path):
                 continue
             first = segment * (segment_size // contents.page_size)
             wrong = [
@@ -53,9 +55,9 @@ def find_damage(
             ]
             if wrong:
                 found.append(ChecksumFailure(entry.path.decode(errors="replace"), wrong))
-        if found:
-            break
-    return found
+        return found
+
+    return judge(lambda path: _tail(path) in named) or judge(lambda _: True)
 
 
 def _tail(path: str) -> str:

@@ -6,13 +6,12 @@ Source: ``docs/design.md``, PostgreSQL decisions 4, 5, 7, 18, 19 and 20.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
 from datamanager.base.units import Lsn
 from datamanager.postgres.facts import ServerFacts
-from datamanager.postgres.incremental import is_visibility_map
 from datamanager.postgres.page import relation_segment
 from datamanager.postgres.wal_summaries import FIRST_MAJOR, Summaries, missing_reason
 from datamanager.repository.manifest import Manifest
@@ -49,9 +48,8 @@ def plan_backup(
     manifests: list[Manifest],
     facts: ServerFacts,
     summaries: Summaries | None,
-    damaged_packs: Iterable[bytes],
-    packs_of_parent: Iterable[bytes],
     *,
+    damaged: bool,
     full: bool,
     now: datetime,
     audit_pace_seconds: float = AUDIT_PACE_SECONDS,
@@ -59,14 +57,14 @@ def plan_backup(
     """Args:
     manifests: of the repository, in order of sequence.
     summaries: what the server said; None for a source that knows no increments.
-    damaged_packs, packs_of_parent: packs of which something is damaged, and those that the parent stands on.
+    damaged: something that the newest backup of this cluster stands on is damaged in the repository.
     full: reading everything was asked for.
     audit_pace_seconds: how long after an audit the next slice is due.
     """
     parent = choose_parent(manifests, facts)
     if parent is None:
         return BackupPlan(None, False, _why_no_parent(manifests, facts))
-    obstacles = _obstacles(parent, facts, summaries, not set(damaged_packs).isdisjoint(packs_of_parent), full)
+    obstacles = _obstacles(parent, facts, summaries, damaged, full)
     reason = next(filter(None, obstacles), "")
     number = (last_slice(parent) + 1) % SLICES if _audit_is_due(parent, now, audit_pace_seconds) else None
     return BackupPlan(parent, not reason, reason, number)
@@ -132,6 +130,13 @@ def _obstacles(
         yield f"something that backup {parent.backup} needs is damaged in the repository"
     cuts = tuple(Lsn.parse(one) for one in parent.cuts)
     yield missing_reason(summaries, parent.timeline, Lsn.parse(parent.start_lsn), Lsn.parse(parent.stop_lsn), cuts)
+    if _tablespaces_moved(parent, facts):
+        yield "a tablespace has another place than in the backup before"
+
+
+def _tablespaces_moved(parent: Manifest, facts: ServerFacts) -> bool:
+    known = {one.oid: one.location for one in parent.tablespaces}
+    return any(known.get(one.oid, one.location) != one.location for one in facts.tablespaces if one.location)
 
 
 def is_uploaded(path: bytes, number: int | None) -> bool:
@@ -139,9 +144,9 @@ def is_uploaded(path: bytes, number: int | None) -> bool:
 
     Everything else comes whole: visibility maps (decision 2), what holds no pages, and slice ``number`` (decision 5).
     """
-    if relation_segment(path) is None or b"_" in path.rpartition(b"/")[2]:
+    if relation_segment(path) is None or b"_" in path.rpartition(b"/")[2]:  # "_": a fork, as `16384_vm`
         return False
-    return not is_visibility_map(path) and zlib.crc32(path) % SLICES != number
+    return zlib.crc32(path) % SLICES != number
 
 
 def is_exact(parent: Manifest, facts: ServerFacts) -> bool:

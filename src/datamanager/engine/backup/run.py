@@ -80,7 +80,6 @@ class _Backup:
         """What to ask of the source, and what the parent holds."""
         self.session.phase("reading what is stored")
         manifests, lost = self.manifests(), ""
-        packs: set[bytes] = set()
         broken: set[bytes] = set()
         files = None
         while files is None and (parent := choose_parent(manifests, self.session.facts)) is not None:
@@ -88,7 +87,6 @@ class _Backup:
             damaged = DamagedChunks.load(self.repository)
             try:
                 contents = self.repository.contents(parent)
-                packs = {pack for pack, _ in contents.packs}
                 files = ParentFiles(self.repository, contents, parent, damaged)
                 broken = files.broken_packs({pack_id(one.key) for one in self.repository.storage.list("packs/")})
             except UNREADABLE as error:
@@ -103,14 +101,11 @@ class _Backup:
             manifests,
             self.session.facts,
             summaries,
-            broken,
-            packs,
+            damaged=bool(broken),
             full=self.session.options.full,
             now=self.repository.clock.now(),
             audit_pace_seconds=self.session.options.audit_pace_seconds,
         )
-        if plan.native and _tablespaces_moved(plan.parent, self.session.facts):
-            plan = plan.instead("a tablespace has another place than in the backup before")
         if plan.parent is None and lost:
             plan = plan.instead(f"backup {lost} cannot be read")
         return plan, files
@@ -212,8 +207,3 @@ def run_backup(
     finally:
         lease.release()
     return BackupResult(manifest, attempt.counts, session.stored, clock.elapsed() - began, session.warnings)
-
-
-def _tablespaces_moved(parent: Manifest | None, facts: ServerFacts) -> bool:
-    known = {one.oid: one.location for one in parent.tablespaces} if parent is not None else {}
-    return any(known.get(one.oid, one.location) != one.location for one in facts.tablespaces if one.location)
