@@ -1,0 +1,1 @@
+"""History, schedules, alerts and audit: what is remembered besides the backups themselves."""
