@@ -1,0 +1,1 @@
+"""Test restores: a backup is proven by bringing it back."""

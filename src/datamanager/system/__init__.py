@@ -1,0 +1,1 @@
+"""Seams to the operating system: processes, services, unit files and scheduled tasks."""
