@@ -62,11 +62,17 @@ def test_json_lines_carry_every_event_and_at_most_one_progress_a_second() -> Non
     for step in range(1, 101):
         time.now += 0.1
         console.event(Progress(step * MIB, 100 * MIB))
+    time.now += 1
+    console.event(Progress(5 * MIB, fraction=0.5))
     console.event(Warned("über"))
     console.event(Executed("SELECT 1"))
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     progress = [line for line in lines if line["message_type"] == "progress"]
-    assert 10 <= len(progress) <= 11
+    assert 11 <= len(progress) <= 12
+    assert progress[-1] | {"bytes_per_second": 0} == {
+        "message_type": "progress", "done_bytes": 5 * MIB, "total_bytes": None, "percent": 50.0,
+        "bytes_per_second": 0, "seconds_left": 11.0,
+    }  # fmt: skip
     assert progress[0] == {
         "message_type": "progress", "done_bytes": MIB, "total_bytes": 100 * MIB, "percent": 1.0,
         "bytes_per_second": 10 * MIB, "seconds_left": 9.9,

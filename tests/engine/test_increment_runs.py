@@ -18,6 +18,7 @@ from datamanager.engine.backup.session import BackupOptions
 from datamanager.postgres.source import FileReceiver, SourceEnd, SourceStart
 from datamanager.repository.manifest import Manifest
 from datamanager.repository.repository import Repository
+from tests.engine.conftest import Heard
 from tests.engine.synthetic_increment import PAGE, SyntheticServer
 from tests.engine.synthetic_source import SyntheticCluster
 from tests.engine.test_increment_attacks import TABLE, assert_comes_back, one_table, stub, with_page
@@ -40,6 +41,20 @@ def test_an_increment_counts_the_pages_that_it_read() -> None:
     assert result.manifest.pages_changed == 100
     rest = 3 + 200  # PG_VERSION and the label
     assert 100 * PAGE <= result.manifest.bytes_read <= 100 * PAGE + rest
+
+
+def test_an_increment_is_as_far_as_the_files_that_it_went_past() -> None:
+    repository, server = new_repository(), SyntheticServer(relations())
+    back_up(repository, server)
+    server.moved(with_page(server.cluster, 0, b"z" * PAGE))
+    heard = Heard()
+    assert back_up(repository, server, listener=heard).manifest.method == "native"
+    shares = [one.fraction for one in heard.progress]
+    assert shares
+    assert all(share is not None and 0 <= share <= 1 for share in shares)
+    assert shares == sorted(shares, key=lambda share: share or 0.0)
+    assert (shares[-1] or 0) > 0.9  # the manifest of the server is of the parent alone
+    assert all(one.total_bytes is None for one in heard.progress)
 
 
 def test_counts_of_an_increment_are_those_of_the_cluster() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datamanager.base.events import ignore
+from datamanager.base.events import Listener, ignore
 from datamanager.base.pipeline import StopToken
 from datamanager.engine.backup.defragment import Scatter, scattered_regions
 from datamanager.engine.backup.run import BackupResult, run_backup
@@ -36,11 +36,12 @@ def back_up(
     scatter: Scatter = Scatter(),  # noqa: B008 - immutable
     source: BackupSource | None = None,
     pace: float = 0,
+    listener: Listener = ignore,
 ) -> BackupResult:
     with StopToken() as stop:
         options = BackupOptions("office", "test", full=full, scatter=scatter, audit_pace_seconds=pace)
         whole = server.source(random.Random(seed))
-        return run_backup(repository, source or whole, server.facts, options, stop, ignore, server.summaries)
+        return run_backup(repository, source or whole, server.facts, options, stop, listener, server.summaries)
 
 
 def restored(repository: Repository, manifest: Manifest, target: Path) -> dict[bytes, bytes]:

@@ -18,10 +18,14 @@ class PhaseStarted:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Bytes done of a total; the total is None while unknown. ``done`` never falls within a phase."""
+    """Bytes done of a total; the total is None while unknown. ``done`` never falls within a phase.
+
+    Args: fraction - 0 to 1, where it is not the bytes that tell: an increment is as far as the files that it went past.
+    """
 
     done_bytes: int
     total_bytes: int | None = None
+    fraction: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from datamanager.base.units import format_duration, format_size
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Where a phase stands; ``percent`` and ``seconds_left`` are None while the total is unknown."""
+    """Where a phase stands; ``percent`` and ``seconds_left`` are None while nobody knows how much there is."""
 
     done_bytes: int
     total_bytes: int | None
@@ -22,12 +22,11 @@ class Reading:
     def describe(self) -> str:
         """``40 % (1.2 GiB of 3.0 GiB), 250 MiB/s, 7 s left``."""
         speed = f"{format_size(self.bytes_per_second)}/s"
-        if self.percent is None or self.total_bytes is None:
-            return f"{format_size(self.done_bytes)}, {speed}"
         left = "" if self.seconds_left is None else f", {format_duration(self.seconds_left)} left"
-        return (
-            f"{self.percent:.0f} % ({format_size(self.done_bytes)} of {format_size(self.total_bytes)}), {speed}{left}"
-        )
+        if self.percent is None:
+            return f"{format_size(self.done_bytes)}, {speed}"
+        of_total = f" of {format_size(self.total_bytes)}" if self.total_bytes is not None else ""
+        return f"{self.percent:.0f} % ({format_size(self.done_bytes)}{of_total}), {speed}{left}"
 
 
 class Meter:
@@ -48,6 +47,9 @@ class Meter:
         seconds = max(self._elapsed() - self._began, 1e-3)
         speed = progress.done_bytes / seconds
         total = progress.total_bytes
+        if progress.fraction is not None:
+            left = seconds / progress.fraction - seconds if progress.fraction > 0 else None
+            return Reading(progress.done_bytes, total, speed, 100 * progress.fraction, left)
         if not total:
             return Reading(progress.done_bytes, total, speed, None, None)
         done = min(progress.done_bytes, total)

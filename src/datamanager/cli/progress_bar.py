@@ -41,7 +41,10 @@ class TerminalBar:
         if reading.seconds_left is not None:
             numbers += f"  {format_duration(reading.seconds_left)} left"
         self._progress.update(
-            self._task, completed=reading.done_bytes, total=reading.total_bytes or None, numbers=numbers
+            self._task,
+            completed=reading.percent or 0.0,
+            total=None if reading.percent is None else 100.0,
+            numbers=numbers,
         )
 
     def line(self, text: str) -> None:

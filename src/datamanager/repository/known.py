@@ -78,6 +78,7 @@ class ParentFiles:
         self._lost: set[int] = set()  # packs that cannot be read: a bad sector is not tried again for every chunk
         self._files: dict[bytes, ParentFile] = {}
         self._seen = bytearray()
+        self._seen_count = 0
         self._start = array("Q")
         columns = [array("I") for _ in range(4)]
         self._complete = sum(reference.rows for reference in manifest.layers) <= _MAX_ROWS
@@ -104,10 +105,16 @@ class ParentFiles:
     def __len__(self) -> int:
         return len(self._files)
 
+    @property
+    def share_seen(self) -> float:
+        """0 to 1: how many of the parent's files the stream has named."""
+        return self._seen_count / len(self._files) if self._files else 1.0
+
     def find(self, path: bytes) -> ParentFile | None:
         """The file, which counts as seen from now on."""
         found = self._files.get(path)
         if found is not None:
+            self._seen_count += not self._seen[found.number]
             self._seen[found.number] = 1
         return found
 

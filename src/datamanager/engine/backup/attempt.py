@@ -141,8 +141,11 @@ class Attempt:
 
     def _progress(self, size: int) -> None:
         self._done += size
-        # Of an increment the server announces the size of a full read.
-        total = self.start.total_bytes if self.start and not self.plan.native else None
+        if self.plan.native and self._parent is not None:
+            # Of an increment the server announces the size of a full read (PostgreSQL decision 17).
+            self._session.listener(Progress(self._done, fraction=self._parent.share_seen))
+            return
+        total = self.start.total_bytes if self.start else None
         self._session.listener(Progress(self._done, max(total, self._done) if total else None))
 
 
