@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -206,8 +208,20 @@ class Server:
 
     def destroy(self) -> None:
         """End the server the quick way and remove its folder; safe to call twice."""
+        self._quit()
         self.kill9()
         remove_folder(self.folder)
+
+    def _quit(self) -> None:
+        """An immediate shutdown: a killed server would leave its shared memory segment to the machine for ever."""
+        pid = self.postmaster_pid
+        if pid is None or not hasattr(signal, "SIGQUIT"):
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGQUIT)
+        deadline = time.monotonic() + 5
+        while is_alive(pid) and time.monotonic() < deadline:
+            time.sleep(0.005)
 
     def _wait_for_reaping(self) -> None:
         """Wait until a killed postmaster is gone for good: while its number exists, PostgreSQL refuses to start."""
