@@ -44,12 +44,18 @@ MEANINGS: dict[str, str] = {
     "ObjectExists": "Something of that name is stored already.",
     "ObjectMissing": "Something the repository needs is not there.",
     "IntegrityError": "Stored bytes are not what was written.",
-    "FormatUnsupported": "A newer release wrote the repository.",
+    "FormatUnsupported": "A newer release wrote the repository, or the database of history and schedules.",
     "WrongSecret": "The passphrase, recovery code or key file does not open the repository.",
     "NotARepository": "There is no repository at that address.",
     "TargetUnfit": "The target of the restore is not empty, not writable, or in use.",
     "TargetTooSmall": "The target's volume is too small.",
     "ServerMismatch": "The backup is of another version, operating system or architecture.",
+    "ProofFailed": "A test restore found that the backup does not come back as it should.",
+    "StateError": "The database of history, schedules and audit cannot be used; no backup depends on it.",
+    "StateUnavailable": "That database is busy, or its server does not answer.",
+    "ServiceError": "A service that is to be stopped for a job cannot be looked at, stopped or started.",
+    "HookFailed": "The command that is to run before a job failed, so the job did not run.",
+    "NotSent": "A mail server or service did not take a message.",
 }
 
 

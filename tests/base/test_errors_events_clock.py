@@ -44,6 +44,8 @@ def test_only_what_passes_by_itself_is_worth_another_try() -> None:
         "ServerUnreachable",
         "StreamBroken",
         "StoreUnavailable",
+        "StateUnavailable",
+        "NotSent",
     }
 
 

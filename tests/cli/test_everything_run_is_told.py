@@ -33,7 +33,7 @@ def test_the_log_of_a_backup_names_every_statement_that_the_server_saw(
     # A statement of several lines goes on after a tab.
     entries = re.sub(r"\n\t", " ", seen).splitlines()
     statements = {normal(match[1]) for line in entries if (match := _LOGGED.search(line))}
-    logs = sorted((installation.home / "logs").glob("backup-run-*.log"))
+    logs = sorted((installation.home / "logs").glob("backup-run.*.log"))
     told = normal(logs[-1].read_text(encoding="utf-8"))
     assert len(statements) > 10
     assert [one for one in statements if one not in told] == []  # requirement R2

@@ -78,6 +78,26 @@ def test_a_restore_starts_a_server_that_reaches_nobody(clinic: Installation, ser
         server.run("pg_ctl", "stop", "-m", "immediate", "-D", target, check=False)
 
 
+def test_a_server_that_a_restore_starts_is_reached_as_the_superuser_that_it_has(
+    installation: Installation, new_server: NewServer, open_folder: Path
+) -> None:
+    server = new_server()
+    server.sql("create role helper superuser login")
+    server.sql('alter role postgres rename to "The Boss"', user="helper")
+    server.superuser = "The Boss"
+    installation.init()
+    installation.ok("cluster", "add", "clinic", server.dsn, "--repo", "usb")
+    installation.ok("backup", "run", "clinic")
+    installation.ok("config", "set", "clusters.clinic.install_path", str(server.bin))
+    target = open_folder / "restored"
+    try:
+        started = installation.result("restore", "latest", "--target", target, "--start", "--port", "5998")["server"]
+        shown = server.run("psql", "-X", "-A", "-t", "-d", started["conninfo"], "-c", "select current_user")
+        assert shown.stdout.strip() == "The Boss"
+    finally:
+        server.run("pg_ctl", "stop", "-m", "immediate", "-D", target, check=False)
+
+
 def test_an_export_is_what_pg_verifybackup_accepts(clinic: Installation, server: Server, tmp_path: Path) -> None:
     target = tmp_path / "export"
     done = clinic.result("backup", "export", "latest", target)
@@ -118,7 +138,7 @@ def test_the_name_of_a_backup_stands_in_list_manifest_and_log_and_unsafe_ones_ar
     made = installation.result("backup", "run", "clinic", "--name", name)
     assert made["name"] == name
     assert [one["name"] for one in installation.result("backup", "list")["backups"]] == [name]
-    log = next(path for path in installation.logs() if path.name.startswith("backup-run-"))
+    log = next(path for path in installation.logs() if path.name.startswith("backup-run."))
     assert f"LABEL '{name}'" in log.read_text(encoding="utf-8")
     dated = installation.result("backup", "run", "clinic", "--append-date")
     assert re.fullmatch(r"clinic \d{4}-\d\d-\d\d \d{4} UTC([+-]\d{4})?", dated["name"])

@@ -39,10 +39,12 @@ def test_the_log_of_a_backup_names_what_was_said_to_the_server(installation: Ins
     installation.init()
     installation.ok("cluster", "add", "clinic", server.dsn)
     installation.ok("backup", "run", "clinic", "--name", "it's night")
-    log = next(path for path in installation.logs() if path.name.startswith("backup-run-")).read_text(encoding="utf-8")
+    (path,) = (installation.home / "logs").glob("backup-run.clinic-*.log")
+    log = path.read_text(encoding="utf-8")
     for said in ("CREATE_REPLICATION_SLOT", "BASE_BACKUP (LABEL 'it''s night'", "FROM pg_settings", "result: Backup"):
         assert said in log
-    assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z started: datamanager backup run\n", log)
+    typed = re.escape("datamanager backup run clinic --name 'it'\"'\"'s night'")
+    assert re.search(rf"\n\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{{3}}Z started: {typed}\n", log)
 
 
 def test_a_home_that_cannot_be_written_costs_the_log_and_is_said(installation: Installation) -> None:

@@ -166,7 +166,7 @@ def test_the_log_of_a_stopped_run_says_so(desk: Desk, scene_18: Scene) -> None:
     running.until('"copying"')
     running.signal(signal.SIGTERM)
     assert_stopped(running.wait())
-    newest = max((desk.command.home / "logs").glob("backup-run-*.log"))
+    newest = max((desk.command.home / "logs").glob("backup-run*.log"))
     text = newest.read_text()
     assert "stopped by SIGTERM" in text
     assert text.rstrip().endswith("ended: exit code 130")

@@ -16,9 +16,10 @@ import pytest
 
 from datamanager.base.errors import Busy, IntegrityError, StoreUnavailable
 from datamanager.repository.format import Kind, canonical_json
-from datamanager.repository.lease import ABORT_SECONDS, STALE_SECONDS, Lease, LeaseRecord, boot_id, machine_id
+from datamanager.repository.lease import ABORT_SECONDS, STALE_SECONDS, Lease, LeaseRecord, machine_id
 from datamanager.repository.repository import Repository
 from datamanager.storage.memory import MemoryStorage
+from datamanager.system.processes import boot_id
 from tests.engine.synthetic_source import SyntheticSource, make_cluster
 from tests.repository.parts import SetClock, backup, flip, keys, new_repository, reopen
 from tests.storage.faults import FaultyStorage

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from datamanager.app.audit import audited
 from datamanager.app.context import Context
 from datamanager.app.expiry import check_lease, lease_for
 from datamanager.app.opening import Named, Unlocking, choose_holding, opened
@@ -88,7 +89,13 @@ def deleting(context: Context, wanted: Deletion, unlocking: Unlocking) -> Iterat
         for backups in clusters:
             _refuse_last(backups, ids, wanted)
         lost = {key: loss for backups in clusters for key, loss in losses(backups, ids).items()}
-        yield DeletionPlan(named, going, lost, repository, lease)
+        plan = DeletionPlan(named, going, lost, repository, lease)
+        try:
+            yield plan
+        finally:
+            if plan.marked:
+                after = {"deleted": plan.marked, "forced": wanted.force, "confirmed": list(wanted.confirm)}
+                audited(context, "backups deleted", named.title, after=after)
 
 
 def _refuse_pinned(going: Sequence[Candidate], wanted: Deletion) -> None:
@@ -145,6 +152,7 @@ def undelete(context: Context, wanted: str, repository: str | None, unlocking: U
             one.put_mark(backup, DELETED, deletion.note)
             raise
         check_lease(lease)
+    audited(context, "backup undeleted", f"{manifest.backup} in {named.title}")
     return named, manifest
 
 
@@ -186,4 +194,5 @@ def _say(
         manifest = one.find(wanted, cluster)
         check_lease(lease)
         one.put_mark(manifest.backup, word, note)
+    audited(context, f"backup {word}ned", f"{manifest.backup} in {named.title}", reason=note)
     return named, manifest

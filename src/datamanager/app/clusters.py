@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datamanager.app import server_settings
 from datamanager.app.addresses import address_of, local_directory
+from datamanager.app.audit import audited
 from datamanager.app.context import Context
 from datamanager.base.errors import ConfigurationError, UsageError
 from datamanager.base.events import PhaseStarted, Warned
@@ -61,8 +63,14 @@ def add(context: Context, options: ClusterOptions) -> ServerFacts | None:
         editor.set((*section, "repository"), options.repository)
     if password_file is not None:
         editor.set((*section, "password_file"), str(password_file))
-    editor.save()
+    added = editor.save().clusters[options.name]
+    audited(context, "cluster added", options.name, after=_told(added))
     return facts
+
+
+def _told(cluster: ClusterConfig) -> dict[str, Any]:
+    """A cluster's options that are not the defaults; none of them is a secret."""
+    return cluster.model_dump(mode="json", exclude_defaults=True)
 
 
 def _warn_of_obstacles(context: Context, cluster: ClusterConfig) -> None:
@@ -95,7 +103,7 @@ def change(context: Context, name: str, assignments: dict[str, str]) -> ClusterC
 
     Raises: NotFound, UsageError, ConfigurationError.
     """
-    context.cluster(name)
+    before = context.cluster(name)
     editor = context.edit()
     for option, value in assignments.items():
         if option not in option_names("clusters"):
@@ -108,7 +116,17 @@ def change(context: Context, name: str, assignments: dict[str, str]) -> ClusterC
         if option == "repository" and value:
             context.repository(value)
         editor.set_text("clusters", name, option, value)
-    return editor.save().clusters[name]
+    after = editor.save().clusters[name]
+    changed = sorted(assignments)
+    old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
+    audited(
+        context,
+        "cluster changed",
+        name,
+        before={option: old[option] for option in changed},
+        after={option: new[option] for option in changed},
+    )
+    return after
 
 
 def remove(context: Context, name: str, *, keep_settings: bool = False) -> server_settings.Released:
@@ -116,10 +134,12 @@ def remove(context: Context, name: str, *, keep_settings: bool = False) -> serve
 
     Returns: what became of those settings. Raises: NotFound, ConfigurationError, Cancelled.
     """
+    before = context.cluster(name)
     released = server_settings.release(context, name, keep=keep_settings)
     editor = context.edit()
     editor.remove(("clusters", name))
     editor.save()
+    audited(context, "cluster removed", name, before=_told(before))
     return released
 
 

@@ -24,7 +24,7 @@ from datamanager.app.context import Context
 from datamanager.app.opening import Unlocking, choose, opened, sweep_leftovers
 from datamanager.app.repository_files import refresh_files
 from datamanager.base.errors import ConfigurationError, NotFound, UsageError
-from datamanager.base.events import PhaseStarted, Warned
+from datamanager.base.events import PhaseStarted, Touched, Warned
 from datamanager.config.model import ClusterConfig
 from datamanager.engine.backup.run import BackupResult, run_backup
 from datamanager.engine.backup.session import BackupOptions
@@ -84,6 +84,7 @@ def _read(
     cluster: ClusterConfig,
     found: _Directory,
 ) -> BackupResult:
+    context.listener(Touched(f"data directory {found.path}"))
     source = ColdSource(found.path, context.clock, max_rate=options.max_rate or cluster.max_rate)
     warnings = _check_identity(source, found, options.cluster)
     for warning in source.warnings:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from datamanager.base.clock import Clock
 from datamanager.base.errors import NotFound
@@ -11,6 +14,9 @@ from datamanager.base.pipeline import StopToken
 from datamanager.config import store
 from datamanager.config.home import Home
 from datamanager.config.model import ClusterConfig, Config, RepositoryConfig
+
+if TYPE_CHECKING:
+    from datamanager.state.database import State
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,18 @@ class Context:
     def edit(self) -> store.ConfigEditor:
         """Raises: ConfigurationError."""
         return store.ConfigEditor(self.home.config_file)
+
+    @contextlib.contextmanager
+    def state(self) -> Iterator[State]:
+        """The database of history, schedules, alerts and audit, with the runs that have ended meanwhile.
+
+        Raises: ConfigurationError, FormatUnsupported, StateUnavailable (retryable), StateError.
+        """
+        # SQLAlchemy takes 0.2 s to import, which no backup should wait for.
+        from datamanager.app.state import open_configured  # noqa: PLC0415
+
+        with open_configured(self.home, self.config(), self.clock, self.stop, self.executed) as state:
+            yield state
 
     def cluster(self, name: str) -> ClusterConfig:
         """Raises: NotFound, ConfigurationError."""

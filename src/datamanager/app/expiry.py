@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from datamanager.app.audit import audited
 from datamanager.app.context import Context
 from datamanager.app.opening import Named, Unlocking, choose, opened
 from datamanager.app.retained import Cluster, clusters_of, put_deleted
@@ -116,7 +117,12 @@ def planning(
                 hint="See `datamanager backup list` for the clusters that have backups.",
             )
         decisions = [decision for each in found for decision in judge(context, each, policy)]
-        yield ExpiryPlan(named, policy, decisions, one, lease)
+        plan = ExpiryPlan(named, policy, decisions, one, lease)
+        try:
+            yield plan
+        finally:
+            if plan.marked:
+                audited(context, "backups expired", f"{cluster} in {named.title}", after={"deleted": plan.marked})
 
 
 def judge(context: Context, cluster: Cluster, policy: Policy) -> list[Decision]:

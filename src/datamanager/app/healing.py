@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datamanager.app.audit import audited
 from datamanager.app.backups import processors
 from datamanager.app.context import Context
 from datamanager.app.opening import Named, Unlocking, locate, opened, opened_storage
@@ -24,7 +25,11 @@ def heal(
         if not dry_run:
             refresh_files(context, repository)
         options = HealOptions(dry_run=dry_run, threads=processors())
-        return ours.title, theirs.title, heal_repository(repository, other, options, context.stop, context.listener)
+        result = heal_repository(repository, other, options, context.stop, context.listener)
+    if not dry_run:
+        after = {"from": theirs.title, "healed": len(result.healed), "not_healed": len(result.not_healed)}
+        audited(context, "repository healed", ours.title, after=after)
+    return ours.title, theirs.title, result
 
 
 def _with_our_key(context: Context, ours: Named, theirs: Named) -> Named:

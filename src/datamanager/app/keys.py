@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datamanager import __version__
+from datamanager.app.audit import audited
 from datamanager.app.context import Context
 from datamanager.app.opening import Unlocking, check_key_outside, locate, opened
 from datamanager.app.repository_files import refresh_files
@@ -55,6 +56,8 @@ def new_kit(context: Context, named: str, unlocking: Unlocking, *, replace: bool
         if replace:
             for one in older:
                 access.remove_slot(repository.storage, one.id.hex())
+        after = {"key": slot.id.hex(), "replaced": [one.id.hex() for one in older] if replace else []}
+        audited(context, "recovery kit printed", found.title, after=after)
         return kit_page(context, repository, found.title, slot, code), 0 if replace else len(older)
 
 
@@ -67,6 +70,7 @@ def same_kit(context: Context, named: str, code_file: Path) -> KitPage:
         refresh_files(context, repository, warn=False)
         for slot in access.slots(repository.storage):
             if code is not None and slot.kind is SlotKind.RECOVERY_CODE and _opens(slot, code):
+                audited(context, "recovery kit printed again", found.title, after={"key": slot.id.hex()})
                 return kit_page(context, repository, found.title, slot, code)
     raise UsageError("print kit: no key slot belongs to this code")
 
@@ -79,10 +83,17 @@ def listed(context: Context, named: str, unlocking: Unlocking) -> Sequence[Slot]
 
 def add_passphrase(context: Context, named: str, passphrase: Secret, label: str, unlocking: Unlocking) -> Slot:
     """Let another passphrase open the repository. Raises: as ``opened``; UsageError."""
-    with opened(context, locate(context, named), unlocking) as repository:
+    found = locate(context, named)
+    with opened(context, found, unlocking) as repository:
         _require_encrypted(repository, "add key")
         secret = SlotSecret.passphrase(passphrase)
-        return access.add_slot(repository.storage, repository.ring, secret, label_of(label or "passphrase"))
+        slot = access.add_slot(repository.storage, repository.ring, secret, label_of(label or "passphrase"))
+    audited(context, "key added", found.title, after=_told(slot))
+    return slot
+
+
+def _told(slot: Slot) -> dict[str, str]:
+    return {"key": slot.id.hex(), "kind": slot.kind.name.lower().replace("_", " "), "label": slot.label}
 
 
 def add_key_file(context: Context, named: str, path: Path, label: str, unlocking: Unlocking) -> Slot:
@@ -95,10 +106,12 @@ def add_key_file(context: Context, named: str, path: Path, label: str, unlocking
         write_secret_file(path, secret.key_file(), "key file")
         try:
             name = label_of(label or f"key file {path.name}")
-            return access.add_slot(repository.storage, repository.ring, secret, name)
+            slot = access.add_slot(repository.storage, repository.ring, secret, name)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
+    audited(context, "key added", found.title, after={**_told(slot), "file": str(path)})
+    return slot
 
 
 def remove(context: Context, named: str, prefix: str, unlocking: Unlocking) -> Slot:
@@ -115,7 +128,9 @@ def remove(context: Context, named: str, prefix: str, unlocking: Unlocking) -> S
                     f"remove key: the backups of this machine use it ({configured})",
                     hint="Add another key file first, and name it with `datamanager config set`.",
                 )
-        return access.remove_slot(storage, prefix)
+        slot = access.remove_slot(storage, prefix)
+    audited(context, "key removed", found.title, before=_told(slot))
+    return slot
 
 
 def _opens(slot: Slot, secret: SlotSecret) -> bool:

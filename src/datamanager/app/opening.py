@@ -9,7 +9,7 @@ from pathlib import Path
 
 from datamanager.app.context import Context
 from datamanager.base.errors import ConfigurationError, DataManagerError, NotFound, UsageError, WrongSecret
-from datamanager.base.events import Warned
+from datamanager.base.events import Touched, Warned
 from datamanager.base.units import Secret
 from datamanager.config.home import inside
 from datamanager.config.model import RepositoryConfig
@@ -18,9 +18,10 @@ from datamanager.repository import access
 from datamanager.repository.keys import Ring, SlotKind, SlotSecret
 from datamanager.repository.repository import Repository
 from datamanager.storage.base import Storage
-from datamanager.storage.local import LocalStorage, sweep_temporaries
+from datamanager.storage.local import LocalStorage, remove_temporaries_of, sweep_temporaries
 from datamanager.storage.registry import local_path, open_storage
 from datamanager.storage.retry import RetryingStorage
+from datamanager.system.processes import ProcessIdentity
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,22 @@ def sweep_leftovers(named: Named) -> int:
         storage.close()
 
 
+def clear_up_after(context: Context, named: Named, process: ProcessIdentity) -> None:
+    """Remove what a process that was ended by force left in a repository: half-written files, and its lease.
+
+    The lease only where no person must be asked for a secret; else the next one at work removes it.
+    Raises: StoreUnplugged, StoreError.
+    """
+    storage = open_storage(named.config.url)
+    try:
+        if isinstance(storage, LocalStorage):
+            remove_temporaries_of(storage, process)
+    finally:
+        storage.close()
+    with contextlib.suppress(DataManagerError), opened(context, named, Unlocking()) as repository:
+        repository.leases.survey(None)
+
+
 @contextlib.contextmanager
 def opened(context: Context, named: Named, unlocking: Unlocking) -> Iterator[Repository]:
     """The repository, opened; damage that a second copy healed becomes a warning.
@@ -157,6 +174,7 @@ def opened(context: Context, named: Named, unlocking: Unlocking) -> Iterator[Rep
     with opened_storage(context, named) as storage:
         access.read_config(storage)
         secret = secret_for(storage, named, unlocking)
+        context.listener(Touched(f"repository {named.title}" + (f" at {named.config.url}" if named.name else "")))
         yield Repository.open(storage, secret, context.clock, lambda text: context.listener(Warned(text)))
 
 

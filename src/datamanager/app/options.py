@@ -6,12 +6,15 @@ from typing import Any
 
 import tomlkit
 
+from datamanager.app.audit import audited
 from datamanager.app.context import Context
 from datamanager.base.errors import ConfigurationError, NotFound, UsageError
 from datamanager.config.model import Config
-from datamanager.config.store import SECTIONS, option_names
+from datamanager.config.store import SECTIONS, SINGLE, option_names
 
-_SHAPE = "Write it as clusters.NAME.OPTION or repositories.NAME.OPTION; `datamanager config show` lists them."
+_SHAPE = (
+    "Write it as clusters.NAME.OPTION, repositories.NAME.OPTION or notify.OPTION; `datamanager config show` lists them."
+)
 
 
 def shown(context: Context) -> dict[str, Any]:
@@ -45,24 +48,39 @@ def change(context: Context, key: str, text: str) -> Config:
 
     Raises: UsageError (no such option), NotFound (no such section), ConfigurationError (not a value for it).
     """
-    parts = key.split(".")
-    if len(parts) != 3 or parts[0] not in SECTIONS:
+    section, _, rest = key.partition(".")
+    *between, option = rest.split(".")
+    if len(between) != (section in SECTIONS) or (section not in SECTIONS and section not in SINGLE):
         raise UsageError(f"set option: there is no {key!r}", hint=_SHAPE)
-    section, name, option = parts
+    name = between[0] if between else None
     if option not in option_names(section):
         raise UsageError(
             f"set option: {option!r} is not one of {section}",
             hint=f"The options are: {', '.join(option_names(section))}.",
         )
-    if section == "clusters":
-        context.cluster(name)
-    else:
-        context.repository(name)
+    if name is not None:
+        _check_there(context, section, name)
     if option == "repository" and text:
         context.repository(text)
+    before = get(context, key)
     editor = context.edit()
     editor.set_text(section, name, option, text)
-    return editor.save()
+    config = editor.save()
+    audited(context, "option changed", key, before=before, after=get(context, key))
+    return config
+
+
+def _check_there(context: Context, section: str, name: str) -> None:
+    """Raises: NotFound."""
+    match section:
+        case "clusters":
+            context.cluster(name)
+        case "repositories":
+            context.repository(name)
+        case _ if name not in (known := getattr(context.config(), section)):
+            raise NotFound(
+                f"find {section}: none is named {name!r}", hint=f"There are: {', '.join(sorted(known)) or 'none'}."
+            )
 
 
 def exported(context: Context) -> str:

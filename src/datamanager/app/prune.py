@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datamanager.app.audit import audited
 from datamanager.app.context import Context
 from datamanager.app.opening import Unlocking, choose, opened, sweep_leftovers
 from datamanager.engine.prune.run import PruneOptions, PruneResult, prune_repository
@@ -17,4 +18,10 @@ def prune(context: Context, named: str | None, options: PruneOptions, unlocking:
         result = prune_repository(repository, options, context.stop, context.listener)
         if not options.dry_run:
             sweep_leftovers(found)
+            after = {
+                "freed_bytes": result.freed_bytes,
+                "later_bytes": result.later_bytes,
+                "objects_deleted": result.objects_deleted,
+            }
+            audited(context, "repository pruned", found.title, after=after)
     return found.title, result

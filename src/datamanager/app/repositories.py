@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from datamanager.app.audit import audited
 from datamanager.app.context import Context
 from datamanager.app.keys import kit_page, label_of
 from datamanager.app.opening import Named, Unlocking, absolute_url, check_key_outside, locate, opened, ring_of
@@ -120,6 +121,8 @@ def init(context: Context, options: InitOptions, unlocking: Unlocking) -> Made:
             key_file.unlink(missing_ok=True)
         raise
     _enter(context, options, url, key_file)
+    after = {"url": url, "id": repository.id.hex(), "encrypted": not options.open_reason, "like": options.like}
+    audited(context, "repository made", options.name, after=after, reason=options.open_reason)
     return Made(options.name, url, repository.id.hex(), key_file, kit)
 
 

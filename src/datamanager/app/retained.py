@@ -13,7 +13,7 @@ from datamanager.base.events import Warned
 from datamanager.engine.retention import Candidate
 from datamanager.repository.format import BACKUP_ID
 from datamanager.repository.manifest import Manifest
-from datamanager.repository.mark import DELETED, PIN, PROVEN, ROLLING, UNPIN, Mark, backup_of, standing
+from datamanager.repository.mark import DELETED, DISPROVEN, PIN, PROVEN, ROLLING, UNPIN, Mark, backup_of, standing
 from datamanager.repository.objects import UNREADABLE
 from datamanager.repository.repository import Repository
 
@@ -24,7 +24,7 @@ _UNSURE = "a mark of it cannot be read, which may be a pin"
 class Cluster:
     """The backups of one cluster in one repository.
 
-    Args: proven - ids that a test restore has proven; None while none of these backups was ever tested.
+    Args: proven - ids that their last test restore has proven; None while none of these backups was ever tested.
     """
 
     name: str
@@ -51,9 +51,10 @@ def clusters_of(context: Context, repository: Repository) -> list[Cluster]:
         note = pin.note if pin is not None else _UNSURE if manifest.backup in unsure else None
         one = candidate(manifest, note, rolling=manifest.backup in rolling)
         found.setdefault((manifest.cluster, manifest.system_identifier), []).append(one)
-    proven = {mark.backup for mark in marks if mark.name == PROVEN}
+    tested = {mark.backup for mark in marks if mark.name in (PROVEN, DISPROVEN)}
+    proven = set(standing(marks, PROVEN, DISPROVEN))
     return [
-        Cluster(name, identifier, backups, _proven_of(backups, proven))
+        Cluster(name, identifier, backups, _proven_of(backups, tested, proven))
         for (name, identifier), backups in sorted(found.items())
     ]
 
@@ -114,9 +115,10 @@ def deleted_in(repository: Repository) -> dict[str, Mark]:
     }
 
 
-def _proven_of(backups: list[Candidate], proven: set[str]) -> frozenset[str] | None:
-    own = frozenset(one.backup for one in backups if one.backup in proven)
-    return own or None
+def _proven_of(backups: list[Candidate], tested: set[str], proven: set[str]) -> frozenset[str] | None:
+    if not any(one.backup in tested for one in backups):
+        return None
+    return frozenset(one.backup for one in backups if one.backup in proven)
 
 
 def _backups_of(keys: Iterable[str]) -> list[str]:

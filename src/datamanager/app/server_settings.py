@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from datamanager.app.addresses import address_of
+from datamanager.app.audit import audited
 from datamanager.app.context import Context
 from datamanager.app.settings_journal import ChangedServer, SettingsJournal
 from datamanager.base.errors import ConfigurationError, DataManagerError, RightMissing, ServerUnfit
@@ -121,6 +122,13 @@ def accept(context: Context, made: Offer) -> list[SettingChange]:
         journal.write("refused", made.server, made.changes)
         raise
     journal.write("set", made.server, changed)
+    audited(
+        context,
+        "server settings changed",
+        made.server.cluster,
+        before={one.name: one.before for one in changed},
+        after={one.name: one.after for one in changed},
+    )
     return changed
 
 

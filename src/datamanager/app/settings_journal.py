@@ -15,13 +15,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
 from datamanager.base.clock import Clock
 from datamanager.base.errors import ConfigurationError
 from datamanager.base.files import sync_directory
 from datamanager.config.home import Home, make_private_folder
 from datamanager.postgres.settings import SettingChange
+from datamanager.system.accounts import account_name as account_name
 
 FILE = "server-settings.jsonl"
 Action = Literal["begun", "set", "refused", "put back", "left"]
@@ -124,8 +123,3 @@ class SettingsJournal:
                 change = replace(change, before=earlier.before, shown_before=earlier.shown_before)
             standing[change.name] = change
         return server, list(standing.values())
-
-
-def account_name() -> str:
-    """The operating-system account that runs this."""
-    return psutil.Process().username()

@@ -68,6 +68,7 @@ def start(context: Context, restored: Restored, port: int) -> Started:
         port,
         clone.options,
         side / "server.log",
+        user=facts.superuser,
         on_executed=context.executed,
     )
     server.start(context.stop)

@@ -27,6 +27,12 @@
     │   ├── FormatUnsupported          41   written by a newer program
     │   ├── WrongSecret                42   passphrase, code or key file does not open it
     │   └── NotARepository             43
+    ├── StateError                     60   the database of history, schedules and audit
+    │   └── StateUnavailable           62   (retryable) busy, or its server does not answer
+    ├── ProofFailed                    61   a test restore found a backup that does not come back as it should
+    ├── NotSent                        63   (retryable) a message did not leave
+    ├── ServiceError                   64   a service around a job cannot be looked at, stopped or started
+    ├── HookFailed                     65   the command before a job failed
     └── RestoreRefused                      nothing was touched
         ├── TargetUnfit                50   not empty, not writable, in use
         ├── TargetTooSmall             51
@@ -200,3 +206,45 @@ class TargetTooSmall(RestoreRefused):
 
 class ServerMismatch(RestoreRefused):
     exit_code = 52
+
+
+class StateError(DataManagerError):
+    """The database of history, schedules, alerts and audit cannot be used; no backup depends on it."""
+
+    exit_code = 60
+    default_hint = "Run `datamanager config get state.url` to see where it is; backups do not depend on it."
+
+
+class StateUnavailable(StateError):
+    exit_code = 62
+    retryable = True
+    default_hint = "Wait a moment and try again; backups do not depend on it."
+
+
+class NotSent(DataManagerError):
+    """A channel did not take a message; nothing but the message waits for it."""
+
+    exit_code = 63
+    retryable = True
+    default_hint = "Run `datamanager notify test` when it is mended; unsent messages are tried again by themselves."
+
+
+class ServiceError(DataManagerError):
+    """A service of this machine cannot be looked at, stopped or started."""
+
+    exit_code = 64
+    default_hint = "Run `datamanager services list` to see what state they are in."
+
+
+class HookFailed(DataManagerError):
+    """A person's own command around a job did not do its part."""
+
+    exit_code = 65
+    default_hint = "Mend the command, or leave it out; what it said stands in the log."
+
+
+class ProofFailed(DataManagerError):
+    """A test restore found that a backup does not come back as it should."""
+
+    exit_code = 61
+    default_hint = "Test the backup before it with `datamanager drill run ID`, and pin the newest one that passes."

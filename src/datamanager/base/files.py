@@ -55,16 +55,19 @@ def sync_directory(folder: Path) -> None:
         sync_folder(folder)
 
 
-def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+def write_durably(path: Path, data: bytes, *, mode: int = 0o644, owner: int | None = None) -> None:
     """Replace ``path`` by ``data`` atomically and durably.
 
-    Args: mode - permissions of the new file, set before the first byte is written.
+    Args: mode - permissions of the new file, set before the first byte is written; owner - the account that it is given
+        to, for root.
     Raises: OSError, with the old file intact and no temporary file left.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "wb") as file:
+            if sys.platform != "win32" and owner is not None:
+                os.fchown(descriptor, owner, -1)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

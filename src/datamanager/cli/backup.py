@@ -10,6 +10,7 @@ import click
 from datamanager.base.errors import UsageError
 from datamanager.base.units import format_duration, format_size, parse_size
 from datamanager.cli import backup_marks
+from datamanager.cli.around import around_options
 from datamanager.cli.command import key_options, noun
 from datamanager.cli.lazy import lazy
 from datamanager.cli.outcome import Outcome
@@ -43,7 +44,11 @@ for marking in (backup_marks.delete, backup_marks.undelete, backup_marks.pin, ba
         'datamanager backup run office --name "last night" --rolling',
         "datamanager backup run office --repo usb2 --max-rate 50MB --spread",
         "datamanager backup run office --cold --data-directory /var/lib/postgresql/18/main",
+        "datamanager backup run office --stop-service exchange --after '/usr/local/bin/tell-office'",
     ],
+    job=True,
+    heavy=True,
+    if_failed="No new backup was made; the earlier ones are as they were.",
 )
 @click.argument("cluster")
 @click.option("--repo", "repository", metavar="REPO", help="Where to; else the cluster's repository, or the only one.")
@@ -65,6 +70,7 @@ for marking in (backup_marks.delete, backup_marks.undelete, backup_marks.pin, ba
     help="With --cold: where it is; else the cluster's, or where the newest backup found it.",
 )
 @key_options
+@around_options
 def run(
     session: Session,
     cluster: str,
@@ -197,7 +203,13 @@ def show(
     return Outcome(backup_text.details(one), backup_text.full(one))
 
 
-@command.command("export", examples=["datamanager backup export latest /srv/export/office"])
+@command.command(
+    "export",
+    examples=["datamanager backup export latest /srv/export/office"],
+    job=True,
+    heavy=True,
+    if_failed="Nothing complete was exported; the backup is as it was.",
+)
 @click.argument("backup", metavar="ID")
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False), metavar="DIR")
 @click.option("--cluster", metavar="NAME", help="For `latest`: of this cluster.")

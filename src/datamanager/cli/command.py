@@ -12,6 +12,7 @@ from datamanager.cli.outcome import Outcome
 
 if TYPE_CHECKING:
     from datamanager.cli import session
+    from datamanager.cli.session import Invocation
 else:
     from datamanager.cli.lazy import lazy
 
@@ -34,18 +35,39 @@ class CommandEnded(Exception):
         self.exit_code = exit_code
 
 
+# Parameters that may name what a job is about; the first one given does.
+_SUBJECTS = ("cluster", "name", "repository")
+_ARGUMENTS = "datamanager.arguments"
+_JSON = "--json"
+
+
 class Command(click.Command):
     """A command with ``--json`` and examples.
 
-    Args: examples - lines as typed.
+    Args:
+        examples: lines as typed.
+        job: it stands in the history, can be queued, watched and cancelled; others leave a log alone.
+        heavy: as a job, never beside another heavy one of the same subject.
+        if_failed: what it means if the job fails, one sentence (R95).
     """
 
-    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        examples: Sequence[str] = (),
+        job: bool = False,
+        heavy: bool = False,
+        if_failed: str = "",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.examples = tuple(examples)
+        self.job = job
+        self.heavy = heavy
+        self.if_failed = if_failed
         self.params.append(
             click.Option(
-                ["--json", "json_lines"],
+                [_JSON, "json_lines"],
                 is_flag=True,
                 help="Write one JSON object a line; the last is the result or the error.",
             )
@@ -59,6 +81,26 @@ class Command(click.Command):
         formatter.write_paragraph()
         formatter.write_text(EXIT_STATUS)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_ARGUMENTS] = tuple(one for one in args if one != _JSON)
+        return super().parse_args(ctx, args)
+
+    def call(self, ctx: click.Context) -> Invocation:
+        """What was called, for the log, the history and the queue."""
+        given = {name: session.redacted(str(ctx.params[name])) for name in _SUBJECTS if ctx.params.get(name)}
+        # What only says what it would do is no run that the history should count.
+        job = self.job and not ctx.params.get("dry_run")
+        return session.Invocation(
+            ctx.command_path.split(" ", 1)[1],
+            ctx.meta[_ARGUMENTS],
+            next(iter(given.values()), "") if job else "",
+            job,
+            self.heavy,
+            self.if_failed or "It did not do what it was asked for.",
+            given.get("repository"),
+            given.get("cluster"),
+        )
+
     def invoke(self, ctx: click.Context) -> None:
         """Run the body inside a session and end with its exit code. Raises: CommandEnded."""
         parameters = dict(ctx.params)
@@ -66,8 +108,7 @@ class Command(click.Command):
         body = self.callback
         if body is None:
             raise TypeError(f"command {self.name} has no body")
-        words = ctx.command_path.split(" ", 1)[1]
-        raise CommandEnded(session.run(words, body, parameters, json_lines=json_lines))
+        raise CommandEnded(session.run(self.call(ctx), body, parameters, json_lines=json_lines))
 
 
 class Group(click.Group):

@@ -25,15 +25,15 @@ def show(session: Session) -> Outcome:
     values = options.shown(session.context)
     lines = [f"{name} = {_text(value)}" for name, value in options.flat(values)]
     file = session.home.config_file
-    if not lines:
-        lines = ["Nothing is configured yet. Begin with `datamanager repo init NAME URL`."]
+    if not any(values[section] for section in ("repositories", "clusters")):
+        lines.append("Nothing is to be backed up yet. Begin with `datamanager repo init NAME URL`.")
     return Outcome("\n".join([f"# {file}", *lines]), {"file": str(file), "config": values}, log=f"Showed {file}.")
 
 
 @command.command("get", examples=["datamanager config get clusters.office.compress_level"])
 @click.argument("key")
 def get(session: Session, key: str) -> Outcome:
-    """Show one option in force. KEY is clusters.NAME.OPTION or repositories.NAME.OPTION."""
+    """Show one option in force. KEY is clusters.NAME.OPTION, repositories.NAME.OPTION or notify.OPTION."""
     value = options.get(session.context, key)
     return Outcome(_text(value), {"key": key, "value": value}, log="Showed one option.")
 
@@ -43,6 +43,7 @@ def get(session: Session, key: str) -> Outcome:
     examples=[
         "datamanager config set clusters.office.compress_level 3",
         "datamanager config set repositories.usb.url /media/backup2/datamanager",
+        'datamanager config set notify.organization "Dr. Miller, Family Practice"',
     ],
 )
 @click.argument("key")
@@ -64,4 +65,6 @@ def export(session: Session) -> Outcome:
 def _text(value: object) -> str:
     if value is None:
         return "(not set)"
+    if isinstance(value, list):
+        return ", ".join(str(one) for one in value)
     return str(value).lower() if isinstance(value, bool) else str(value)

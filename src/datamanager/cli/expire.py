@@ -55,6 +55,8 @@ def _keep_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "datamanager expire office",
         "datamanager expire office --repo usb2 --keep-daily 7 --keep-weekly 4 --keep-monthly 12 --dry-run",
     ],
+    job=True,
+    if_failed="Backups that should go may still be there; none went that is to stay.",
 )
 @click.argument("cluster")
 @click.option("--repo", "repository", metavar="REPO", help="Where; else the cluster's repository, or the only one.")

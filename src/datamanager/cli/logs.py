@@ -15,6 +15,6 @@ command = noun("logs", "Where the logs of all runs are.")
 
 @command.command("path", examples=["datamanager logs path"])
 def path(session: Session) -> Outcome:
-    """Print the folder of the logs. The newest ten of each command are kept."""
+    """Print the folder of the logs. The newest ten of each job are kept, or as many as `logs.keep` says."""
     folder = session.home.logs
     return Outcome(str(folder), {"path": str(folder)})

@@ -20,6 +20,7 @@ class Outcome:
         log: one line for the run's log, without secrets; the first line of ``text`` unless given.
         failure: set when the command found what it looks for, and that is bad: the outcome is shown, then the error
             ends the command; ``data`` goes into the ``error`` line.
+        exit_code: set by a command whose answer is its exit code (``status``); else 0, or 3 with warnings.
     """
 
     text: str
@@ -27,6 +28,7 @@ class Outcome:
     warnings: Sequence[str] = ()
     log: str = ""
     failure: DataManagerError | None = None
+    exit_code: int | None = None
 
     @property
     def log_line(self) -> str:

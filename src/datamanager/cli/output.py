@@ -15,7 +15,7 @@ from typing import Any, Protocol, TextIO
 
 from datamanager.base.errors import DataManagerError
 from datamanager.base.events import Event, Executed, PhaseStarted, Progress, Warned
-from datamanager.cli.meter import Meter, Reading
+from datamanager.base.meter import Meter, Reading
 from datamanager.cli.outcome import Outcome
 
 _JSON_EVERY_SECONDS = 1.0

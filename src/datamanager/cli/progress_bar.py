@@ -7,8 +7,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from datamanager.base.meter import Reading
 from datamanager.base.units import format_duration, format_size
-from datamanager.cli.meter import Reading
 
 
 class TerminalBar:

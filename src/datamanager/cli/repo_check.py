@@ -71,6 +71,9 @@ def check(
         "datamanager repo verify usb --rolling 30",
         "datamanager repo verify --backup latest",
     ],
+    job=True,
+    heavy=True,
+    if_failed="Not all that is stored was found to be right: what is named here may not come back.",
 )
 @click.argument("repository", metavar="[REPO]", required=False)
 @click.option(

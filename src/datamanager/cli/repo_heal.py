@@ -29,6 +29,9 @@ else:
         "datamanager repo heal usb /media/copy/datamanager --dry-run",
         "datamanager repo heal usb /media/copy/datamanager --from-recovery-code-file code.txt",
     ],
+    job=True,
+    heavy=True,
+    if_failed="What was damaged may be damaged still; nothing that was whole was changed.",
 )
 @click.argument("repository", metavar="REPO")
 @click.argument("source", metavar="FROM")

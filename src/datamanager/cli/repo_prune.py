@@ -28,6 +28,9 @@ else:
     "prune",
     cls=Command,
     examples=["datamanager repo prune usb --dry-run", "datamanager repo prune usb", "datamanager repo prune --json"],
+    job=True,
+    heavy=True,
+    if_failed="Not all room of deleted backups was given back; the other backups are as they were.",
 )
 @click.argument("repository", metavar="[REPO]", required=False)
 @click.option("--dry-run", is_flag=True, help="Only say what would go and what would be written again.")

@@ -35,6 +35,9 @@ else:
         "datamanager restore latest --repo /media/backup/datamanager --recovery-code-file code.txt --target /srv/new",
         "datamanager restore latest --target /srv/new --tablespace-map /old/space=/srv/space",
     ],
+    job=True,
+    heavy=True,
+    if_failed="Nothing complete was restored, and an unfinished directory does not start; the backup is as it was.",
 )
 @click.argument("backup", metavar="ID|latest")
 @click.option(

@@ -5,27 +5,37 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import shlex
 import signal
+import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from datamanager.app.context import Context
 from datamanager.app.opening import Unlocking
-from datamanager.app.run_log import RunLog
 from datamanager.base.clock import SystemClock
 from datamanager.base.errors import Cancelled, DataManagerError, UsageError
 from datamanager.base.events import Event, Warned
 from datamanager.base.pipeline import StopToken
+from datamanager.base.redacting import redacted as redacted
 from datamanager.base.units import Secret
 from datamanager.cli.output import Bar, Console, HumanConsole, JsonConsole
 from datamanager.config.home import find_home
 from datamanager.config.secret_files import first_line, read_secret_line
+from datamanager.jobs.log import RunLog, drop_older, job_name
+from datamanager.jobs.record import WITH_WARNINGS as WITH_WARNINGS
+from datamanager.jobs.record import Ending, RunRecord, take_assignment
+from datamanager.jobs.run_file import RunFile, RunFolder
+from datamanager.state.model import Job, JobRequest, JobState, new_job_id
+from datamanager.system.accounts import who
+from datamanager.system.processes import lower_priority, this_process
 
 if TYPE_CHECKING:
     from datamanager.cli import progress_bar
@@ -35,13 +45,37 @@ else:
 
     progress_bar = lazy("datamanager.cli.progress_bar")
 
-WITH_WARNINGS = 3
+_LOGS_KEPT = 10  # where the configuration cannot be read
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """A command that was called.
+
+    Args:
+        words: the command, as ``backup run``.
+        arguments: what was typed behind the words.
+        subject: what it is about: the name of a cluster, else of a repository, else empty.
+        recorded: it is a job and stands in the history; others leave a log alone.
+        heavy: never beside another heavy job of the same subject.
+        effect: what it means if it fails, one sentence.
+        repository, cluster: as they were named; None where they were not.
+    """
+
+    words: str
+    arguments: tuple[str, ...] = ()
+    subject: str = ""
+    recorded: bool = False
+    heavy: bool = False
+    effect: str = ""
+    repository: str | None = None
+    cluster: str | None = None
 
 
 class Session:
     """What a command's body is given. Owned by ``run``."""
 
-    def __init__(self, console: Console, stop: StopToken) -> None:
+    def __init__(self, console: Console, stop: StopToken, call: Invocation) -> None:
         self.console = console
         self.stop = stop
         self.clock = SystemClock()
@@ -52,6 +86,7 @@ class Session:
         self._secrets: list[str] = []
         self._lock = threading.Lock()
         self.prompting = False
+        self.record = self._new_record(call)
 
     def on_event(self, event: Event) -> None:
         """Tell console and log; a warning said twice is told once."""
@@ -62,17 +97,76 @@ class Session:
                 self.warnings.append(event.message)
         if self.log is not None:
             self.log.event(event)
+        self.record.event(event)
         self.console.event(event)
+
+    @property
+    def run_id(self) -> str:
+        """The id of this run; no other has it."""
+        return self.record.id
+
+    def _new_record(self, call: Invocation) -> RunRecord:
+        assigned = take_assignment(os.environ, call.words) if call.recorded else None
+        now, process = self.clock.now(), this_process()
+        if assigned is None:
+            request = JobRequest(call.words, call.arguments, call.subject, who=who(), heavy=call.heavy)
+        else:
+            request = assigned.request
+            if request.low_priority:
+                lower_priority()
+        job = Job(
+            new_job_id(now) if assigned is None else assigned.id,
+            request,
+            JobState.RUNNING,
+            queued=now if assigned is None else assigned.queued,
+            started=now,
+            host=socket.gethostname(),
+            pid=process.pid,
+            pid_started=process.started,
+            heartbeat=now,
+        )
+        self._call = call
+        run = RunFile(job, process, effect=call.effect, repository=call.repository, cluster=call.cluster)
+        return RunRecord(run, RunFolder(self.home.runs) if call.recorded else None, self.clock, self.stop, self.mask)
+
+    def begin(self) -> None:
+        """Begin the log and the record; what cannot be written is a warning."""
+        call = self._call
+        # The arguments of what is no job may be anything, a setting's value for one: the words must do.
+        arguments = [redacted(one) for one in call.arguments] if call.recorded else []
+        typed = shlex.join(["datamanager", *call.words.split(), *arguments])
+        try:
+            self.log = RunLog.begin(self.home.logs, call.words, call.subject, typed, self.clock, self.mask)
+        except OSError as error:
+            self.on_event(Warned(f"this run leaves no log: {self.home.logs}: {_cause(error)}"))
+        try:
+            self.record.begin("" if self.log is None else self.log.path.name)
+        except OSError as error:
+            self.on_event(Warned(f"this run is not recorded: {self.home.runs}: {_cause(error)}"))
+
+    def finish(self, ending: Ending) -> bool:
+        """End the log and the record. Returns: False when the end could not be written."""
+        job, written = self.record.finish(ending)
+        if self.log is not None:
+            self.log.close(job)
+            drop_older(self.home.logs, job_name(self._call.words, self._call.subject), self._logs_kept())
+        return written
+
+    def _logs_kept(self) -> int:
+        try:
+            return self.context.config().logs.keep
+        except DataManagerError:
+            return _LOGS_KEPT
 
     def say(self, text: str) -> None:
         """A sentence for people, in between."""
         self.console.say(text)
 
     def mask(self, text: str) -> str:
-        """The text without any secret that this run was given."""
+        """The text without any secret that this run was given, or that someone typed where none belongs."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        return text
+        return redacted(text)
 
     def keep(self, secret: Secret) -> Secret:
         """Remember a secret, so that it can never stand in the log."""
@@ -136,19 +230,20 @@ class Session:
             self.prompting = False
 
 
-def run(words: str, body: Callable[..., Outcome], parameters: Mapping[str, Any], *, json_lines: bool) -> int:
+def run(call: Invocation, body: Callable[..., Outcome], parameters: Mapping[str, Any], *, json_lines: bool) -> int:
     """Carry out a command and return its exit code; nothing is raised.
 
-    Args: words - the command as typed (``backup run``); body - takes the Session and the parameters.
+    Args: body - takes the Session and the parameters.
     """
     console = _console(json_lines=json_lines)
     with StopToken() as stop:
         try:
-            session = Session(console, stop)
+            session = Session(console, stop, call)
         except DataManagerError as error:
             console.error(error, {})
             return error.exit_code
-        with _signals(session), _logged(session, words):
+        with _signals(session):
+            session.begin()
             try:
                 return _carry_out(session, body, parameters)
             finally:
@@ -172,16 +267,27 @@ def _carry_out(session: Session, body: Callable[..., Outcome], parameters: Mappi
         session.say(outcome.text)
         return _failed(session, outcome.failure, data=outcome.data)
     code = WITH_WARNINGS if session.warnings else 0
+    if outcome.exit_code is not None:
+        code = outcome.exit_code
     if session.log is not None:
         session.log.result(outcome.log_line, code)
+    if not session.finish(Ending(code, outcome.log_line, None, outcome.data, tuple(session.warnings))):
+        session.on_event(Warned(_NO_END.format(session.home.runs)))
+        code = WITH_WARNINGS
     session.console.result(outcome, session.warnings, code)
     return code
+
+
+_NO_END = "the end of this run is not recorded: {} cannot be written"
 
 
 def _failed(session: Session, error: DataManagerError, trace: str = "", data: Mapping[str, Any] | None = None) -> int:
     if session.log is not None:
         session.log.error(error, trace)
     session.console.close()
+    ending = Ending(error.exit_code, error.message, error, data or {}, tuple(session.warnings))
+    if not session.finish(ending):
+        session.on_event(Warned(_NO_END.format(session.home.runs)))
     session.console.error(error, {"warnings": session.warnings, **(data or {})})
     return error.exit_code
 
@@ -206,19 +312,8 @@ def _bar(stream: TextIO) -> Bar:
     return progress_bar.TerminalBar(stream)
 
 
-@contextlib.contextmanager
-def _logged(session: Session, words: str) -> Iterator[None]:
-    try:
-        session.log = RunLog.begin(session.home.logs, words, session.clock, session.mask)
-    except OSError as error:
-        cause = (error.strerror or type(error).__name__).lower()
-        session.on_event(Warned(f"this run leaves no log: {session.home.logs}: {cause}"))
-        yield
-        return
-    try:
-        yield
-    finally:
-        session.log.close()
+def _cause(error: OSError) -> str:
+    return (error.strerror or type(error).__name__).lower()
 
 
 @contextlib.contextmanager

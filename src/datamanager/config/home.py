@@ -1,10 +1,11 @@
 """Where this program keeps its own files.
 
     config folder   config.toml, keys/NAME.key
-    state folder    logs/
+    state folder    logs/, runs/, services/, drills/, scratch/, state.sqlite, planner.json
 
-``DATAMANAGER_HOME`` wins and is both; else ``/etc/datamanager`` with ``/var/lib/datamanager`` where the first exists
-(POSIX, so that every account finds the same); else the account's own folders as platformdirs names them.
+``DATAMANAGER_HOME`` wins and is both; else the home that every account finds, ``/etc/datamanager`` with
+``/var/lib/datamanager`` (on Windows ``config`` and ``state`` below ``DataManager`` of ProgramData), where the first
+exists; else the account's own folders as platformdirs names them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import platformdirs
 from datamanager.base.errors import ConfigurationError
 
 VARIABLE = "DATAMANAGER_HOME"
-_SYSTEM_CONFIG, _SYSTEM_STATE = Path("/etc/datamanager"), Path("/var/lib/datamanager")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,53 @@ class Home:
     def logs(self) -> Path:
         return self.state / "logs"
 
+    @property
+    def runs(self) -> Path:
+        """What running jobs say of themselves, each in a file, until the database has taken it in."""
+        return self.state / "runs"
+
+    @property
+    def planner_file(self) -> Path:
+        """What the planner says of itself every second or two."""
+        return self.state / "planner.json"
+
+    @property
+    def run(self) -> Path:
+        """What the service keeps only while it runs: its lock, its socket."""
+        return self.state / "run"
+
+    @property
+    def state_file(self) -> Path:
+        """The database of history, schedules, alerts and audit, where no other is named."""
+        return self.state / "state.sqlite"
+
+    @property
+    def scratch(self) -> Path:
+        """Where test restores put what they restore, unless a command names another folder."""
+        return self.state / "scratch"
+
+    @property
+    def drills(self) -> Path:
+        """What running test restores wrote down of their folders, so that the next one can clear up after a kill."""
+        return self.state / "drills"
+
+    @property
+    def services(self) -> Path:
+        """What runs wrote down of the services that they stopped."""
+        return self.state / "services"
+
     def key_file(self, repository: str) -> Path:
         """Where the key file of a repository lies."""
         return self.keys / f"{repository}.key"
+
+    def channel_secret(self, channel: str) -> Path:
+        """Where the password or the address of a channel of notifications lies."""
+        return self.keys / f"notify-{channel}.secret"
+
+    @property
+    def heartbeat_secret(self) -> Path:
+        """Where the address lies that is asked for every minute while all is well."""
+        return self.keys / "heartbeat.secret"
 
 
 def find_home(environment: Mapping[str, str]) -> Home:
@@ -56,12 +100,21 @@ def find_home(environment: Mapping[str, str]) -> Home:
                 f"find home: {VARIABLE} is not an absolute path", hint=f"Set {VARIABLE} to an absolute path."
             )
         return Home(folder, folder)
-    if os.name != "nt" and _SYSTEM_CONFIG.is_dir():
-        return Home(_SYSTEM_CONFIG, _SYSTEM_STATE)
+    system = system_home(environment)
+    if system.config.is_dir():
+        return system
     return Home(
         platformdirs.user_config_path("datamanager", appauthor=False),
         platformdirs.user_state_path("datamanager", appauthor=False),
     )
+
+
+def system_home(environment: Mapping[str, str]) -> Home:
+    """The home that all accounts share, and with them the service; it may not be there."""
+    if os.name == "nt":
+        base = Path(environment.get("PROGRAMDATA", r"C:\ProgramData")) / "DataManager"
+        return Home(base / "config", base / "state")
+    return Home(Path("/etc/datamanager"), Path("/var/lib/datamanager"))
 
 
 def make_private_folder(folder: Path) -> None:

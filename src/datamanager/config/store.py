@@ -17,7 +17,18 @@ from tomlkit.exceptions import TOMLKitError
 from datamanager.base.errors import ConfigurationError
 from datamanager.base.files import write_durably
 from datamanager.config.home import make_private_folder
-from datamanager.config.model import ClusterConfig, Config, RepositoryConfig
+from datamanager.config.model import (
+    ChannelConfig,
+    ClusterConfig,
+    Config,
+    LogsConfig,
+    MetricsConfig,
+    NotifyConfig,
+    ProofConfig,
+    RepositoryConfig,
+    ServiceConfig,
+    StateConfig,
+)
 
 if sys.platform == "win32":
     import msvcrt
@@ -25,7 +36,20 @@ else:
     import fcntl
 
 _HEADER = "# DataManager for PostgreSQL. Change it here or with `datamanager config set`; every start checks it.\n"
-SECTIONS: Mapping[str, type[BaseModel]] = {"repositories": RepositoryConfig, "clusters": ClusterConfig}
+# Sections whose options stand under a name of their own each, and those that stand alone.
+SECTIONS: Mapping[str, type[BaseModel]] = {
+    "repositories": RepositoryConfig,
+    "clusters": ClusterConfig,
+    "services": ServiceConfig,
+    "channels": ChannelConfig,
+}
+SINGLE: Mapping[str, type[BaseModel]] = {
+    "state": StateConfig,
+    "notify": NotifyConfig,
+    "logs": LogsConfig,
+    "proof": ProofConfig,
+    "metrics": MetricsConfig,
+}
 
 
 def load(path: Path) -> Config:
@@ -43,31 +67,35 @@ class ConfigEditor:
         self._document = _parse(self._before, path)
         self.config = _validate(self._document, path)
 
-    def set(self, keys: tuple[str, ...], value: str | int | bool | None) -> None:
+    def set(self, keys: tuple[str, ...], value: str | int | bool | list[str] | None) -> None:
         """Give the option at ``keys`` a value; None takes it away, so that its default holds."""
         table: Any = self._document
         for key in keys[:-1]:
             if key not in table:
-                table.add(key, tomlkit.table(is_super_table=table is self._document))
+                table.add(key, tomlkit.table(is_super_table=table is self._document and len(keys) > 2))
             table = table[key]
         if value is None:
             table.pop(keys[-1], None)
         else:
             table[keys[-1]] = value
 
-    def set_text(self, section: str, name: str, option: str, text: str) -> None:
+    def set_text(self, section: str, name: str | None, option: str, text: str) -> None:
         """The same with a value as a person types it; an empty one takes the option away.
 
         A value that does not fit is kept as text, so that ``save`` says why.
+        Args: name - None for a section that stands alone (``notify``).
         """
-        value: str | int | bool | None = text or None
+        keys = (section,) if name is None else (section, name)
+        value: str | int | bool | list[str] | None = text or None
         if text:
-            present = self._document.unwrap().get(section, {}).get(name, {})
+            present = self._document.unwrap()
+            for key in keys:
+                present = present.get(key, {})
             with contextlib.suppress(ValidationError):
-                read = SECTIONS[section].model_validate({**present, option: text}).model_dump(mode="json")[option]
+                read = _model(section).model_validate({**present, option: text}).model_dump(mode="json")[option]
                 # A size keeps the unit that it was written with.
-                value = read if isinstance(read, bool) or (isinstance(read, int) and text.isdigit()) else text
-        self.set((section, name, option), value)
+                value = read if isinstance(read, bool | list) or (isinstance(read, int) and text.isdigit()) else text
+        self.set((*keys, option), value)
 
     def remove(self, keys: tuple[str, ...]) -> None:
         """Take away a whole section."""
@@ -76,10 +104,14 @@ class ConfigEditor:
             table = table[key]
         del table[keys[-1]]
 
+    def checked(self) -> Config:
+        """What ``save`` would bring into force; nothing is written. Raises: ConfigurationError."""
+        return _validate(_parse(tomlkit.dumps(self._document), self._path), self._path, changing=True)
+
     def save(self) -> Config:
         """Check the whole and replace the file. Raises: ConfigurationError, with the old file in force."""
+        config = self.checked()
         text = tomlkit.dumps(self._document)
-        config = _validate(_parse(text, self._path), self._path, changing=True)
         make_private_folder(self._path.parent)
         with _only_writer(self._path):
             if _read(self._path) != self._before:
@@ -91,8 +123,12 @@ class ConfigEditor:
 
 
 def option_names(section: str) -> list[str]:
-    """The options of a section (``repositories``, ``clusters``), as the file names them."""
-    return list(SECTIONS[section].model_fields)
+    """The options of a section (``repositories``, ``notify``), as the file names them."""
+    return list(_model(section).model_fields)
+
+
+def _model(section: str) -> type[BaseModel]:
+    return SECTIONS.get(section) or SINGLE[section]
 
 
 def _read(path: Path) -> str:
@@ -131,7 +167,7 @@ def _validate(document: tomlkit.TOMLDocument, path: Path, *, changing: bool = Fa
 
 def _nearest(place: list[str]) -> str:
     """A sentence that names what was probably meant."""
-    known = list(SECTIONS) if len(place) == 1 else option_names(place[0])
+    known = [*SECTIONS, *SINGLE] if len(place) == 1 else option_names(place[0])
     close = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
     if close:
         return f"Did you mean {close[0]}? The options here are: {', '.join(known)}."

@@ -128,5 +128,18 @@ def service_account(data_directory: Path | None = None) -> Account:
             "choose account: root may not run PostgreSQL, and there is no account postgres",
             hint="Make one with `useradd --system postgres`, or run DataManager as the account that owns the cluster.",
         )
+    return named_account(entry.pw_name)
+
+
+def named_account(name: str) -> Account:
+    """The account of this name, which root may become. Raises: ConfigurationError, when there is none."""
+    if sys.platform == "win32":
+        return CurrentAccount(name)
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        raise ConfigurationError(
+            f"choose account: there is no account {name!r} here", hint="Name one that `getent passwd` lists."
+        ) from None
     groups = tuple(one.gr_gid for one in grp.getgrall() if entry.pw_name in one.gr_mem)
     return UnixAccount(entry.pw_name, entry.pw_uid, entry.pw_gid, groups, entry.pw_dir)

@@ -176,6 +176,14 @@ class ServerFacts:
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"read server facts: {error}") from error
 
+    @property
+    def superuser(self) -> str:
+        """The role to connect to a copy as: ``postgres`` unless the source's superuser had another name."""
+        known = [one.name for one in self.roles if one.superuser and one.login]
+        if self.rights.get("superuser") and self.role:
+            known.insert(0, self.role)
+        return "postgres" if "postgres" in known or not known else known[0]
+
     def bounded(self, most_bytes: int = MOST_BYTES) -> ServerFacts:
         """The same facts cut down to ``most_bytes`` of JSON; what was cut is counted in ``left_out`` and warned of."""
         databases = tuple(

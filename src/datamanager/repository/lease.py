@@ -19,12 +19,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-import psutil
-
 from datamanager.base.clock import Clock
 from datamanager.base.errors import Busy, DataManagerError, IntegrityError, ObjectMissing, StoreError
 from datamanager.repository.format import canonical_json
 from datamanager.storage.base import StoredObject
+from datamanager.system.processes import boot_id, has_ended
 
 RENEW_SECONDS = 300.0
 ABORT_SECONDS = 900.0  # a writer that could not renew for so long must not commit: two misses and a margin
@@ -33,13 +32,6 @@ STALE_SECONDS = 1800.0
 _REMOVED = "another program removed the lease on the repository"
 _NOT_RENEWED = "the lease on the repository could not be renewed for 15 minutes"
 _LATER = frozenset({"since", "exclusive"})  # fields that the first release's leases lack
-
-
-def boot_id() -> str:
-    """Changes with every start of the machine; empty where the system has none."""
-    with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return str(int(psutil.boot_time()))
 
 
 def machine_id() -> str:
@@ -98,7 +90,7 @@ class LeaseRecord:
         """Its process ran on this boot of this host and is gone."""
         if (self.host, self.machine) != (socket.gethostname(), machine_id()):
             return False
-        return self.boot != boot_id() or not psutil.pid_exists(self.pid)
+        return self.boot != boot_id() or has_ended(self.pid)
 
 
 class Lease:

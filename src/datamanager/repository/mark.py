@@ -2,7 +2,8 @@
 
     deleted | undeleted     whether the backup counts; what only deleted backups need is prune's to take away
     pin | unpin             whether retention must leave it alone
-    verified | proven       what was shown about it, and when
+    verified                what was shown about it, and when
+    proven | disproven      what the last test restore showed: it came back, or it did not
     rolling                 it was verified, and replaces every older backup of its name
 
 Of each pair the mark with the highest sequence counts. Source: ``docs/format.md``, Marks.
@@ -20,7 +21,8 @@ from datamanager.repository.format import canonical_json
 
 DELETED, UNDELETED = "deleted", "undeleted"
 PIN, UNPIN = "pin", "unpin"
-PROVEN, ROLLING = "proven", "rolling"
+PROVEN, DISPROVEN = "proven", "disproven"
+ROLLING = "rolling"
 
 _KEY = re.compile(r"^marks/(\d{8}T\d{6}Z-[0-9a-f]{8})\.(\d{6,})-[0-9a-f]{8}\Z", re.ASCII)
 

@@ -6,9 +6,10 @@ Times are aware and in UTC; sizes are bytes. No field ever holds a secret.
 from __future__ import annotations
 
 import enum
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 
@@ -39,6 +40,11 @@ class Trigger(enum.StrEnum):
     CATCH_UP = "catch-up"  # a missed run of a schedule
     PAGE = "page"
     API = "api"
+
+
+def new_job_id(now: datetime) -> str:
+    """An identifier that no other run has, as ``20261123T204512Z-3f9a1c``; they sort by time."""
+    return f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,15 @@ class JobRequest:
     heavy: bool = False
     low_priority: bool = False
     limit_seconds: float | None = None
+
+    def option(self, name: str) -> str | None:
+        """What follows an option, as ``--repo``, among the arguments; None when it is not there."""
+        for place, word in enumerate(self.arguments):
+            if word == name and place + 1 < len(self.arguments):
+                return self.arguments[place + 1]
+            if word.startswith(f"{name}="):
+                return word.partition("=")[2]
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import hashlib
 import os
 import re
 import secrets
@@ -32,10 +34,12 @@ from datamanager.base.files import HAS_SYNCFS, sync_folder, sync_volume
 from datamanager.storage import volume
 from datamanager.storage.base import Buffer, Capabilities, Space, StoredObject
 from datamanager.storage.keys import byte_range, check_key, check_prefix, is_segment, plain_parts
+from datamanager.system.processes import ProcessIdentity, is_alive, this_process
 
 # With an open key slot a pack is plain data, so other accounts may not read. Ignored by FAT, which is no harm.
 _FOLDER_MODE = 0o750
 
+# Half of the digits tell the process, so that whoever ends one by force can clear up behind it at once.
 _TEMPORARY = re.compile(r"\.put-[0-9a-f]{16}\.tmp")
 
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO, errno.ENOTCONN})
@@ -141,7 +145,7 @@ class LocalStorage:
             if os.path.lexists(target):
                 raise ObjectExists(f"{action}: the name is taken")
             self._make_growing(key)
-            temporary = target.with_name(f".put-{secrets.token_hex(8)}.tmp")
+            temporary = target.with_name(f".put-{_own_token(os.getpid())}{secrets.token_hex(4)}.tmp")
             volume.write_new_file(temporary, parts)
             self._check_volume(action)
             volume.rename_to_free_name(temporary, target)
@@ -362,6 +366,35 @@ def sweep_temporaries(storage: LocalStorage, older_than_seconds: float = DAY_SEC
         return sum(_remove_if_older(path, limit) for path in _temporaries(storage.root))
     except OSError as error:
         raise volume.store_error(error, f"sweep {storage.root}") from error
+
+
+def remove_temporaries_of(storage: LocalStorage, process: ProcessIdentity) -> int:
+    """Remove what puts of one process left behind; nothing while it lives. Returns: files removed.
+
+    Raises: StoreError.
+    """
+    if is_alive(process):
+        return 0
+    storage.space()
+    writer = _token(process)
+    try:
+        mine = [path for path in _temporaries(storage.root) if path.name.startswith(f".put-{writer}")]
+        for path in mine:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise volume.store_error(error, f"sweep {storage.root}") from error
+    return len(mine)
+
+
+def _token(process: ProcessIdentity) -> str:
+    text = f"{process.boot}/{process.pid}/{process.started:.2f}"
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+@functools.cache
+def _own_token(pid: int) -> str:
+    """Args: pid - of this process: a fork has another token."""
+    return _token(this_process())
 
 
 def _temporaries(root: Path) -> Iterator[Path]:

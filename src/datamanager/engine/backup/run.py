@@ -17,9 +17,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from datamanager.base.errors import IncrementRefused, NotFound
-from datamanager.base.events import Listener, Warned
+from datamanager.base.events import Listener, Touched, Warned
 from datamanager.base.pipeline import StopToken
-from datamanager.base.units import Lsn
+from datamanager.base.units import Lsn, format_size
 from datamanager.engine.backup.attempt import Attempt
 from datamanager.engine.backup.comparing import MOST_MISMATCHES
 from datamanager.engine.backup.damage import find_damage
@@ -189,6 +189,9 @@ def run_backup(
             listener(Warned(f"{key} was missing and was written again from its second copy"))
         for text in options.warnings:
             session.warn(text)
+        for database in facts.databases:
+            size = "" if database.size_bytes is None else f", {format_size(database.size_bytes)}"
+            listener(Touched(f"database {database.name}{size}"))
         session.guard.before_put(0)
         plan, parent = run.plan(ask_summaries, lease)
         try:
@@ -204,6 +207,7 @@ def run_backup(
             end = attempt.read(source)
         run.check(attempt, end)
         manifest = run.publish(attempt, end, started, lease)
+        listener(Touched(f"{manifest.files} files, {format_size(manifest.total_bytes)}"))
     finally:
         lease.release()
     return BackupResult(manifest, attempt.counts, session.stored, clock.elapsed() - began, session.warnings)

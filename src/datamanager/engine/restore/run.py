@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datamanager.base.errors import TargetTooSmall, TargetUnfit
-from datamanager.base.events import Listener, PhaseStarted, Progress, Warned
+from datamanager.base.events import Listener, PhaseStarted, Progress, Touched, Warned
 from datamanager.base.files import sync_directory, sync_tree
 from datamanager.base.pipeline import StopToken
-from datamanager.base.units import Lsn
+from datamanager.base.units import Lsn, format_size
 from datamanager.engine.restore.layout import Destination
 from datamanager.engine.restore.materialize import Materializer
 from datamanager.engine.restore.page_check import PageRules
@@ -57,6 +57,9 @@ def apply_restore(repository: Repository, plan: RestorePlan, stop: StopToken, li
     try:
         with _target_errors(options.target):
             destination = _prepare(plan)
+            listener(Touched(f"data directory {destination.root}"))
+            for oid, path in plan.links.items():
+                listener(Touched(f"tablespace {oid} in {path}"))
             listener(PhaseStarted("restoring"))
             counter = _Counter(manifest.total_bytes, listener)
             contents = repository.contents(manifest)
@@ -74,6 +77,7 @@ def apply_restore(repository: Repository, plan: RestorePlan, stop: StopToken, li
             for root in (destination.root, *plan.links.values()):
                 sync_tree(root)
             _finish(destination, plan)
+            listener(Touched(f"{files} files, {format_size(manifest.total_bytes)}"))
     finally:
         if lease is not None:
             lease.release()

@@ -1,0 +1,161 @@
+"""What the verdict is made from: the backups, schedules, runs and test restores of each cluster, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, tzinfo
+
+from datamanager.jobs.services_around import ServiceDown
+
+
+@dataclass(frozen=True, slots=True)
+class BackupFact:
+    """A backup as the verdict sees it.
+
+    Args: repository - the name of where it is; system_identifier - of its cluster, empty when it is not known.
+    """
+
+    backup: str
+    started: datetime
+    ended: datetime
+    repository: str
+    damaged: bool = False
+    reads_everything: bool = False
+    system_identifier: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleFact:
+    """An enabled schedule of backups.
+
+    Args:
+        planned: past moments, oldest first, at which a backup should have begun and by now have ended.
+        rhythm: the longest time between two of its moments; None when there is only one.
+        next_run: the first moment to come; None when there is none.
+        caught_up: runs in a row that came late because nothing ran at the planned moment.
+        run_elsewhere: something other than our planner runs it, as a timer of the system; its moments are dealt with.
+    """
+
+    name: str
+    planned: Sequence[datetime] = ()
+    rhythm: timedelta | None = None
+    caught_up: int = 0
+    run_elsewhere: bool = False
+    next_run: datetime | None = None
+
+    def goes_on(self, now: datetime) -> bool:
+        """Whether it backs up again and again from now on, and not once, nor only from some later day on."""
+        near = self.next_run is None or self.rhythm is None or self.next_run - now <= self.rhythm + timedelta(days=1)
+        return self.rhythm is not None and near
+
+
+@dataclass(frozen=True, slots=True)
+class RunFact:
+    """A run that failed. Args: schedule - empty when a person began it; cause - a sentence or a part of one."""
+
+    job: str
+    time: datetime
+    cause: str
+    schedule: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ProofFact:
+    """A test restore.
+
+    Args: restore_seconds - until the server answered; None when it is not known; system_identifier - of the cluster
+        that came back, empty when it is not known.
+    """
+
+    backup: str
+    time: datetime
+    passed: bool
+    restore_seconds: float | None = None
+    finding: str = ""
+    job: str = ""
+    system_identifier: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFacts:
+    """What is known of one cluster.
+
+    Args:
+        newest: the newest backup without damage, wherever it is.
+        newest_damaged: the newest of all, when it holds damaged pages.
+        unsure: why there may be newer backups than ``newest``; empty when every place was looked at.
+        seen: when ``newest`` was looked at last, if not now.
+        places: backup locations with a good backup of it.
+        schedules: those that are enabled; None when the state cannot be read.
+        has_disabled: the name of a schedule that is switched off; empty when there is none.
+        running: a backup is being made.
+        failed: the newest run of each schedule and of all, where it failed.
+        test: the newest test restore, or that of the newest tested backup where it failed; ``passed_test``: the newest
+            that passed.
+        failed_test_run: a test restore that could not be done, newer than any other.
+        declined: recommendations that were declined, with their reasons, by kind.
+    """
+
+    name: str
+    newest: BackupFact | None = None
+    newest_damaged: BackupFact | None = None
+    unsure: str = ""
+    seen: datetime | None = None
+    places: int = 0
+    schedules: Sequence[ScheduleFact] | None = ()
+    has_disabled: str = ""
+    running: bool = False
+    failed: Sequence[RunFact] = ()
+    test: ProofFact | None = None
+    passed_test: ProofFact | None = None
+    failed_test_run: RunFact | None = None
+    declined: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryFacts:
+    """What is known of one backup location.
+
+    Args:
+        error: why it cannot be read now; empty when it can. seen - when it could last; None when never.
+        rhythm: how often a schedule writes to it; None when none does.
+        damaged: something stored there is known to be damaged.
+    """
+
+    name: str
+    error: str = ""
+    seen: datetime | None = None
+    rhythm: timedelta | None = None
+    damaged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Something that keeps us from knowing: the configuration or the state. Args: kind - which of the two."""
+
+    kind: str
+    sentence: str
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """Everything that the verdict is made from.
+
+    Args:
+        clusters: None when the configuration cannot be read.
+        planner_alive: our own planner runs; planner_died - one ran and is gone without a word.
+        proof_limit: how old the newest test restore may be.
+        zone: of days and hours in sentences; this computer's when None.
+    """
+
+    now: datetime
+    clusters: Sequence[ClusterFacts] | None = ()
+    repositories: Sequence[RepositoryFacts] = ()
+    services_down: Sequence[ServiceDown] = ()
+    troubles: Sequence[Trouble] = ()
+    planner_alive: bool = False
+    planner_died: datetime | None = None
+    proof_limit: timedelta = timedelta(days=30)
+    zone: tzinfo | None = None
