@@ -42,6 +42,7 @@ from datamanager.system.processes import this_process
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 BACKUP_ENDED, PROVEN = NOW - timedelta(hours=2), NOW - timedelta(days=3)
+PLANNED = clock_time((NOW - timedelta(hours=3)).hour, 0)
 CONFIG = """
 [repositories.usb]
 url = "{folder}/no drive here"
@@ -60,7 +61,7 @@ def context(tmp_path: Path) -> Iterator[Context]:
     home = Home(tmp_path, tmp_path)
     home.config_file.write_text(CONFIG.format(folder=tmp_path), encoding="utf-8")
     request = JobRequest("backup run", ("clinic",), "clinic", heavy=True)
-    recurrence = Recurrence(Kind.DAILY, "UTC", date(2026, 1, 1), clock_time(1, 0)).to_json()
+    recurrence = Recurrence(Kind.DAILY, "UTC", date(2026, 1, 1), PLANNED).to_json()
     job = Job(
         "20261123T010000Z-000001", request, JobState.DONE, BACKUP_ENDED, BACKUP_ENDED - timedelta(seconds=240),
         BACKUP_ENDED, progress=JobProgress(done_bytes=5 << 30), exit_code=0,
@@ -74,7 +75,7 @@ def context(tmp_path: Path) -> Iterator[Context]:
         state.known.put_cluster(known)
         state.known.put_repository(KnownRepository("usb", "file:///gone", seen=BACKUP_ENDED))
         state.schedules.put(Schedule("nightly", recurrence, request, True, NOW, NOW))
-    write_beat(home.planner_file, PlannerBeat(NOW, this_process(), NOW))
+    write_beat(home.planner_file, PlannerBeat(datetime.now(UTC), this_process(), NOW))
 
     def unheard(event: Event) -> None:
         pass

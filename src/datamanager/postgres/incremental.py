@@ -18,14 +18,28 @@ from crc32c import crc32c
 
 from datamanager.base.errors import IncrementRefused
 from datamanager.base.units import Lsn
+from datamanager.postgres.wal_summaries import Relation
 
 MAGIC = 0xD3AE1F0D
 MAX_BLOCKS = 131_072  # of 8 KiB in a segment of 1 GiB, the only sizes for which increments are taken
 _HEAD = Struct("=III")
+_DEFAULT, _GLOBAL = 1663, 1664  # OIDs of pg_default and pg_global
 _PREFIX = b"INCREMENTAL."
 _LABEL_LSN = re.compile(rb"^INCREMENTAL FROM LSN: ([0-9A-F]+/[0-9A-F]+)\n", re.MULTILINE)
 _LABEL_TIMELINE = re.compile(rb"^INCREMENTAL FROM TLI: ([0-9]+)\n", re.MULTILINE)
+_RELATION = re.compile(rb"(?:global|base/([0-9]+)|pg_tblspc/([0-9]+)/[^/]+/([0-9]+))/([0-9]+)(?:\.[0-9]+)?\Z")
 _VISIBILITY_MAP = re.compile(rb"_vm(?:\.[0-9]+)?\Z")
+
+
+def relation_of(path: bytes) -> Relation | None:
+    """Whose main fork a file is, whatever its segment; None for every other file."""
+    match = _RELATION.match(path)
+    if match is None:
+        return None
+    base, tablespace, database, file = match.groups()
+    if tablespace is not None:
+        return Relation(int(tablespace), int(database), int(file))
+    return Relation(_DEFAULT, int(base), int(file)) if base is not None else Relation(_GLOBAL, 0, int(file))
 
 
 class StubParser:

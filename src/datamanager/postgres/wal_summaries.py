@@ -11,8 +11,8 @@ Source: PostgreSQL documentation, 9.27.9 (WAL summarization information function
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import psycopg
@@ -48,6 +48,21 @@ _PRIMARY = (
 _STANDBY = "SELECT timeline_id, coalesce(pg_last_wal_replay_lsn(), redo_lsn)::text FROM pg_control_checkpoint()"
 _STATE = "SELECT summarized_tli, summarized_lsn::text, pending_lsn::text FROM pg_get_wal_summarizer_state()"
 _RANGES = "SELECT tli, start_lsn::text, end_lsn::text FROM pg_available_wal_summaries()"
+# Relations that were cut short above their first block, each with the end of the first summary that says so.
+_SHORTENED = (
+    "SELECT c.reltablespace::bigint, c.reldatabase::bigint, c.relfilenode::bigint, min(s.end_lsn)::text"
+    " FROM pg_available_wal_summaries() s, pg_wal_summary_contents(s.tli, s.start_lsn, s.end_lsn) c"
+    " WHERE s.tli = %s AND s.end_lsn > %s::pg_lsn AND c.is_limit_block AND c.relblocknumber > 0 AND c.relforknumber = 0"
+    " GROUP BY 1, 2, 3"
+)
+
+
+class Relation(NamedTuple):
+    """A relation by OIDs, as summaries name it: 1663 is the tablespace of ``base``, 1664 of ``global``."""
+
+    tablespace: int
+    database: int
+    file: int
 
 
 class SummaryRange(NamedTuple):
@@ -71,6 +86,8 @@ class Summaries:
         pending: the position that the summarizer has read up to.
         timeline: on which the server writes, or which a standby replays.
         position: the end of the WAL written (replayed) when the look began.
+        shortened: relations that lost blocks at their end since ``reach`` and were not emptied, each with the end of
+            the first summary that says so. The server may miss what was written to them later (decision 26).
         unknown: why nothing could be seen, in one lower-case clause; empty when all else counts.
         remedy: what would let it be seen, a full sentence; may be empty.
     """
@@ -88,6 +105,7 @@ class Summaries:
     data_checksums: bool | None = None
     wal_level: str = ""
     system_identifier: int | None = None
+    shortened: Mapping[Relation, Lsn] = field(default_factory=dict, repr=False)
     unknown: str = ""
     remedy: str = ""
 
@@ -169,7 +187,16 @@ class _Look:
             before, found = found.pending, self.look()
             if found.pending != before:
                 moved = time.monotonic()
-        return found
+        if reach is None or unavailable_reason(found):
+            return found
+        return replace(found, shortened=self._shortened(*reach))
+
+    def _shortened(self, timeline: int, start: Lsn) -> dict[Relation, Lsn]:
+        rows = self._rows(_SHORTENED, (timeline, str(start)))
+        return {
+            Relation(int(str(tablespace)), int(str(database)), int(str(file))): Lsn.parse(str(end))
+            for tablespace, database, file, end in rows
+        }
 
     def look(self) -> Summaries:
         """One look. Raises: psycopg.Error."""
@@ -198,11 +225,11 @@ class _Look:
         values = vars(found) | {"enabled": enabled, "keep_seconds": keep_seconds, "ranges": tuple(ranges)}
         return Summaries(**values | {"summarized": state, "pending": Lsn.parse(str(pending)) if state else None})
 
-    def _rows(self, sql: str) -> list[tuple[object, ...]]:
+    def _rows(self, sql: str, values: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
         if sql not in self._told:
             self._told.add(sql)
             self._on_sql(sql)
-        return self._connection.execute(sql.encode()).fetchall()
+        return self._connection.execute(sql.encode(), values or None).fetchall()
 
 
 def missing_reason(

@@ -12,8 +12,10 @@ import numpy as np
 import psycopg
 import pytest
 
+from datamanager.base.pipeline import StopToken
 from datamanager.engine.backup.increment_plan import SLICES, is_uploaded
 from datamanager.postgres.page import checksums, relation_segment
+from datamanager.postgres.source import FileReceiver, SourceEnd
 from datamanager.repository.manifest import Manifest
 from tests.conftest import NewServer
 from tests.engine.conftest import Heard, Works, pg, programs_of
@@ -374,3 +376,53 @@ def test_after_a_damaged_increment_everything_is_read_until_a_whole_backup_stand
     held = (server.data_directory / path).read_bytes()
     assert (works.export(repaired.manifest).target / path).read_bytes() == held
     assert works.back_up(server).manifest.method == "native"
+
+
+def cut_short(server: Server, table: str) -> None:
+    """Leave the first block or two, and end the summary."""
+    server.sql(f"delete from {table} where n > 50")
+    server.sql(f"vacuum (truncate) {table}")
+    server.sql("checkpoint")
+
+
+@pytest.mark.pg("17,18")
+@pytest.mark.decision(26)
+def test_a_table_that_was_cut_short_and_filled_again_comes_back_whole(new_server: NewServer, works: Works) -> None:
+    """Summaries are merged in the order of their directory, so each of many cuts must be met (one in two gets lost)."""
+    server = new_server(config=QUIET)
+    tables = [f"cut_{number}" for number in range(8)]
+    for table in tables:
+        server.sql(f"create table {table} as select n, repeat(n::text, 40) t from generate_series(1, 3000) n")
+    server.sql("checkpoint")
+    works.back_up(server)
+    for table in tables:
+        cut_short(server, table)
+        server.sql(f"insert into {table} select n, repeat(n::text, 41) from generate_series(51, 3000) n")
+        server.sql("checkpoint")
+    server.sql("create table other as select 1 n")
+    paths = {file_of(server, table).encode() for table in tables}
+    held = {path: (server.data_directory / path.decode()).read_bytes() for path in paths}
+    found = works.back_up(server, around=(wire := Wire()))
+    assert (found.manifest.method, found.manifest.warnings) == ("native", [])
+    assert paths <= {path for path, size in wire.members}
+    exported = works.export(found.manifest).target
+    for path, content in held.items():
+        assert (exported / path.decode()).read_bytes() == content
+
+
+@pytest.mark.pg("18")
+@pytest.mark.decision(26)
+def test_a_table_cut_short_while_the_increment_began_makes_it_a_full_read(new_server: NewServer, works: Works) -> None:
+    server = new_server(config=QUIET)
+    add_table(server, "late")
+    works.back_up(server)
+
+    class CutsLate(Wire):
+        def run(self, receiver: FileReceiver, stop: StopToken, upload: bytes | None = None) -> SourceEnd:
+            if upload is not None:
+                cut_short(server, "late")
+            return super().run(receiver, stop, upload)
+
+    found = works.back_up(server, around=(wire := CutsLate()))
+    assert (found.manifest.method, wire.runs) == ("compared", 2)
+    assert "a table was cut short while the backup began" in found.manifest.reason

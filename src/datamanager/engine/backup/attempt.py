@@ -157,7 +157,7 @@ def _upload(plan: BackupPlan, parent: ParentFiles | None) -> bytes:
     files = (
         (file.path, file.size, None)
         for file in parent
-        if file.whole_pages(one.page_size) is not None and is_uploaded(file.path, plan.slice)
+        if file.whole_pages(one.page_size) is not None and is_uploaded(file.path, plan.slice, plan.whole)
     )
     wal = [WalRange(one.timeline, Lsn.parse(one.start_lsn), Lsn.parse(one.stop_lsn))]
     return build_manifest(files, system_identifier=int(one.system_identifier), wal=wal)

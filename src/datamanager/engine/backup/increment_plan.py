@@ -12,8 +12,9 @@ from datetime import datetime
 
 from datamanager.base.units import Lsn
 from datamanager.postgres.facts import ServerFacts
+from datamanager.postgres.incremental import relation_of
 from datamanager.postgres.page import relation_segment
-from datamanager.postgres.wal_summaries import FIRST_MAJOR, Summaries, missing_reason
+from datamanager.postgres.wal_summaries import FIRST_MAJOR, Relation, Summaries, missing_reason
 from datamanager.repository.manifest import Manifest
 
 # Once a day an increment has every thirtieth relation file sent whole, another thirtieth each time (decision 5). With
@@ -32,12 +33,14 @@ class BackupPlan:
         native: the server sends only what changed since the parent.
         reason: why everything is read, a lower-case clause; empty when native.
         slice: number of the relation files that an increment has sent whole; None when it has none.
+        whole: relations that it has sent whole because the server may not know what changed in them (decision 26).
     """
 
     parent: Manifest | None
     native: bool
     reason: str
     slice: int | None = None
+    whole: frozenset[Relation] = frozenset()
 
     def instead(self, reason: str) -> BackupPlan:
         """The same backup, reading everything."""
@@ -67,7 +70,8 @@ def plan_backup(
     obstacles = _obstacles(parent, facts, summaries, damaged, full)
     reason = next(filter(None, obstacles), "")
     number = (last_slice(parent) + 1) % SLICES if _audit_is_due(parent, now, audit_pace_seconds) else None
-    return BackupPlan(parent, not reason, reason, number)
+    whole = frozenset(summaries.shortened) if summaries is not None and not reason else frozenset()
+    return BackupPlan(parent, not reason, reason, number, whole)
 
 
 def last_slice(parent: Manifest) -> int:
@@ -139,12 +143,15 @@ def _tablespaces_moved(parent: Manifest, facts: ServerFacts) -> bool:
     return any(known.get(one.oid, one.location) != one.location for one in facts.tablespaces if one.location)
 
 
-def is_uploaded(path: bytes, number: int | None) -> bool:
+def is_uploaded(path: bytes, number: int | None, whole: frozenset[Relation] = frozenset()) -> bool:
     """Whether the server is told that the parent has this file, so that it sends only what changed in it.
 
-    Everything else comes whole: visibility maps (decision 2), what holds no pages, and slice ``number`` (decision 5).
+    Everything else comes whole: visibility maps (decision 2), what holds no pages, slice ``number`` (decision 5), and
+    relations of which the server may not know what changed (decision 26).
     """
     if relation_segment(path) is None or b"_" in path.rpartition(b"/")[2]:  # "_": a fork, as `16384_vm`
+        return False
+    if whole and relation_of(path) in whole:
         return False
     return zlib.crc32(path) % SLICES != number
 

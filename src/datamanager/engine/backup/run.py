@@ -110,6 +110,18 @@ class _Backup:
             plan = plan.instead(f"backup {lost} cannot be read")
         return plan, files
 
+    def check_shortened(self, attempt: Attempt, ask: AskSummaries | None) -> None:
+        """Between the plan and the server's start more relations may have been cut short. Raises: IncrementRefused."""
+        plan = attempt.plan
+        if not plan.native or plan.parent is None or ask is None:
+            return
+        found = ask((plan.parent.timeline, Lsn.parse(plan.parent.start_lsn)))
+        if found.unknown:
+            raise IncrementRefused(f"check increment: {found.unknown}")
+        start = attempt.started().lsn
+        if any(seen <= start and relation not in plan.whole for relation, seen in found.shortened.items()):
+            raise IncrementRefused("check increment: a table was cut short while the backup began")
+
     def check(self, attempt: Attempt, end: SourceEnd) -> None:
         """What came is what the source sent, and what the parent holds is what the server held."""
         self.session.phase("checking")
@@ -197,6 +209,7 @@ def run_backup(
         try:
             attempt = Attempt(session, plan, parent)
             end = attempt.read(source)
+            run.check_shortened(attempt, ask_summaries)
         except IncrementRefused as error:
             if not plan.native:
                 raise
