@@ -120,10 +120,11 @@ class PrivilegedServer:
             self._slots.release()
 
     def _answer(self, connection: socket.socket) -> dict[str, Any]:
-        if _peer_user(connection) not in self._allowed:
-            return _refusal("ask service: this account may not", "Run it as root or as the account of the jobs.")
         try:
-            request = json.loads(_line(connection, _REQUEST_BYTES))
+            line = _line(connection, _REQUEST_BYTES)  # before any answer: a caller who still writes would not read it
+            if _peer_user(connection) not in self._allowed:
+                return _refusal("ask service: this account may not", "Run it as root or as the account of the jobs.")
+            request = json.loads(line)
             verb, name = str(request["verb"]), str(request["name"])
         except (ValueError, KeyError, TypeError):
             return _refusal("ask service: the request cannot be understood", "Install one release everywhere.")
