@@ -119,7 +119,8 @@ class _Backup:
         if found.unknown:
             raise IncrementRefused(f"check increment: {found.unknown}")
         start = attempt.started().lsn
-        if any(seen <= start and relation not in plan.whole for relation, seen in found.shortened.items()):
+        # What the last summary alone says of cuts, nothing that comes after it can contradict.
+        if any(seen < start and relation not in plan.whole for relation, seen in found.shortened.items()):
             raise IncrementRefused("check increment: a table was cut short while the backup began")
 
     def check(self, attempt: Attempt, end: SourceEnd) -> None:
