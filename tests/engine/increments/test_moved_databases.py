@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+
 import psycopg
 import pytest
 
@@ -14,6 +17,18 @@ from tests.servers import Server
 # Replay of a database copied by files begins by removing the copy, and then finds the source gone: the base backup read
 # the source's folder after the move. The clone starts, and nobody can connect to the database (14 to 18, pg_basebackup
 # too). Source: src/backend/commands/dbcommands.c, dbase_redo, XLOG_DBASE_CREATE_FILE_COPY.
+
+
+def beside(act: Callable[[], object]) -> Callable[[], None]:
+    """Begin it, and hold up the stream for a few seconds at most: the server lets no database go before the process
+    that sends the stream has said yes, which it does only while somebody reads."""
+
+    def begin() -> None:
+        thread = threading.Thread(target=act, daemon=True)
+        thread.start()
+        thread.join(5)
+
+    return begin
 
 
 @pytest.mark.pg("14,15,17,18")
@@ -31,7 +46,7 @@ def test_a_backup_during_which_a_database_moved_to_another_tablespace_is_not_kep
         server.sql("alter database moving set tablespace other")
 
     with pytest.raises(StreamBroken, match="database"):
-        works.back_up(server, heard=at(2 << 20, move), max_rate_kib=8192)
+        works.back_up(server, heard=at(2 << 20, beside(move)), max_rate_kib=8192)
     assert works.repository.backup_ids() == []
     manifest = works.back_up(server).manifest
     target = works.restore(manifest)
@@ -55,7 +70,7 @@ def test_a_backup_during_which_the_template_of_a_new_database_is_dropped_is_not_
         server.sql("drop database mold")
 
     with pytest.raises(StreamBroken, match="a database was copied and its source removed") as broken:
-        works.back_up(server, heard=at(2 << 20, cast), max_rate_kib=8192)
+        works.back_up(server, heard=at(2 << 20, beside(cast)), max_rate_kib=8192)
     assert "again" in broken.value.hint
     manifest = works.back_up(server).manifest
     target = works.restore(manifest)
@@ -81,7 +96,7 @@ def test_databases_made_and_dropped_while_a_backup_runs_are_as_they_should_be_in
         server.sql("drop database passing")
         server.sql("drop database leaving")
 
-    result = works.back_up(server, heard=at(2 << 20, change), max_rate_kib=8192)
+    result = works.back_up(server, heard=at(2 << 20, beside(change)), max_rate_kib=8192)
     assert result.warnings == []
     target = works.restore(result.manifest)
     with works.clone(target, result.manifest, pg_version) as clone:
