@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
+import time
 from pathlib import Path
 
 import psutil
@@ -101,9 +101,22 @@ class Daemons:
 
     def power_off(self) -> None:
         """End everything at once, as a machine does that loses its power; what a script held is gone with it."""
+        deadline = time.monotonic() + 20
+        while living := self._living():
+            assert time.monotonic() < deadline, living
+            for process in living:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            # A killed process lives on until the kernel gets to it.
+            time.sleep(0.01)
+        for path in self.folder.glob("*.busy"):
+            path.rmdir()
+
+    def _living(self) -> list[psutil.Process]:
+        """Whatever works in the folder; a zombie has none any more."""
+        found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
                 if process.cwd() == str(self.folder):
-                    os.kill(process.pid, signal.SIGKILL)
-        for path in self.folder.glob("*.busy"):
-            path.rmdir()
+                    found.append(process)
+        return found
