@@ -76,7 +76,7 @@ class Yard:
                 time.sleep(self.chance.uniform(0, 0.25))
                 process.kill()
         for process in running:
-            out, _ = process.communicate(timeout=60)
+            out, _ = process.communicate(timeout=300)
             self.ended.append(out.strip() if process.returncode == 0 else f"killed ({process.returncode})")
             assert process.returncode in (0, -9)
 
