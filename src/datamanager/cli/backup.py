@@ -18,6 +18,7 @@ from datamanager.cli.outcome import Outcome
 if TYPE_CHECKING:
     from datamanager.app import backups, cold_backups, restores, server_settings
     from datamanager.app import rolling as rolling_backups
+    from datamanager.app.opening import Unlocking
     from datamanager.cli import backup_text, outside_text
     from datamanager.cli.session import Session
     from datamanager.config import model
@@ -87,9 +88,7 @@ def run(
     full: bool,
     cold: bool,
     data_directory: Path | None,
-    passphrase_file: Path | None,
-    recovery_code_file: Path | None,
-    key_file: Path | None,
+    unlocking: Unlocking,
 ) -> Outcome:
     """Back up CLUSTER while it runs. What is already stored is not stored again; every backup is complete.
 
@@ -119,7 +118,6 @@ def run(
         threads,
         full=full,
     )
-    unlocking = session.unlocking(passphrase_file, recovery_code_file, key_file)
     after = rolling_backups.replace_older if rolling else None
     if cold:
         taken = cold_backups.run(session.context, options, data_directory, unlocking, after)
@@ -168,12 +166,9 @@ def list_(
     cluster: str | None,
     repository: str | None,
     deleted: bool,
-    passphrase_file: Path | None,
-    recovery_code_file: Path | None,
-    key_file: Path | None,
+    unlocking: Unlocking,
 ) -> Outcome:
     """List backups, oldest first."""
-    unlocking = session.unlocking(passphrase_file, recovery_code_file, key_file)
     found, errors = backups.listed(session.context, repository, cluster, unlocking, deleted=deleted)
     warnings = [f"{error.message}. {error.hint}".strip() for error in errors]
     return Outcome(backup_text.table(found), {"backups": [backup_text.full(one) for one in found]}, warnings)
@@ -193,12 +188,9 @@ def show(
     backup: str,
     cluster: str | None,
     repository: str | None,
-    passphrase_file: Path | None,
-    recovery_code_file: Path | None,
-    key_file: Path | None,
+    unlocking: Unlocking,
 ) -> Outcome:
     """Show one backup. ID is its whole name, its beginning, its last eight characters, or `latest`."""
-    unlocking = session.unlocking(passphrase_file, recovery_code_file, key_file)
     one = backups.shown(session.context, backup, repository, cluster, unlocking)
     return Outcome(backup_text.details(one), backup_text.full(one))
 
@@ -225,16 +217,13 @@ def export(
     cluster: str | None,
     repository: str | None,
     owner: str | None,
-    passphrase_file: Path | None,
-    recovery_code_file: Path | None,
-    key_file: Path | None,
+    unlocking: Unlocking,
 ) -> Outcome:
     """Write a backup to DIR as the plain directory that PostgreSQL's own tools know.
 
     pg_verifybackup checks it and pg_ctl starts it. Tablespaces go beside it, into DIR.tablespaces.
     """
     request = restores.Request(backup, directory, repository, cluster, owner=owner)
-    unlocking = session.unlocking(passphrase_file, recovery_code_file, key_file)
     manifest, result, outside = restores.export(session.context, request, unlocking)
     text = (
         f"Backup {manifest.backup} ({manifest.label}) is in {result.target}: {result.files} files, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +12,7 @@ from datamanager.cli.outcome import Outcome
 
 if TYPE_CHECKING:
     from datamanager.app import backup_marks
+    from datamanager.app.opening import Unlocking
     from datamanager.cli import backup_text, retention_text
     from datamanager.cli.session import Session
     from datamanager.repository.manifest import Manifest
@@ -47,9 +47,7 @@ def delete(
     force: bool,
     confirm: tuple[str, ...],
     dry_run: bool,
-    passphrase_file: Path | None,
-    recovery_code_file: Path | None,
-    key_file: Path | None,
+    unlocking: Unlocking,
 ) -> Outcome:
     """Delete backups, after showing what can no longer be restored.
 
@@ -57,7 +55,6 @@ def delete(
     until then `backup undelete` brings it back. A pinned backup and the last undamaged one of a cluster are refused.
     """
     wanted = backup_marks.Deletion(backups, repository, force, confirm, dry_run)
-    unlocking = session.unlocking(passphrase_file, recovery_code_file, key_file)
     with backup_marks.deleting(session.context, wanted, unlocking) as plan:
         for one in plan.going:
             session.say(retention_text.line(one, keep=False, reasons=[], lost=plan.lost[one.backup]))
@@ -89,15 +86,12 @@ def undelete(
     session: Session,
     backup: str,
     repository: str | None,
-    passphrase_file: Path | None,
-    recovery_code_file: Path | None,
-    key_file: Path | None,
+    unlocking: Unlocking,
 ) -> Outcome:
     """Bring a deleted or expired backup back, as long as `repo prune` has taken nothing of it away.
 
     That everything it needs is there is checked first. `backup list --deleted` shows what can be tried.
     """
-    unlocking = session.unlocking(passphrase_file, recovery_code_file, key_file)
     named, manifest = backup_marks.undelete(session.context, backup, repository, unlocking)
     return Outcome(f"{_described(manifest)} in {named.title} is back.", _fields(manifest, named.title))
 
@@ -118,12 +112,9 @@ def pin(
     note: str,
     cluster: str | None,
     repository: str | None,
-    passphrase_file: Path | None,
-    recovery_code_file: Path | None,
-    key_file: Path | None,
+    unlocking: Unlocking,
 ) -> Outcome:
     """Keep a backup whatever the retention says, until it is unpinned."""
-    unlocking = session.unlocking(passphrase_file, recovery_code_file, key_file)
     named, manifest = backup_marks.pin(session.context, backup, note, repository, cluster, unlocking)
     return Outcome(f"{_described(manifest)} in {named.title} is pinned.", _fields(manifest, named.title))
 
@@ -138,12 +129,9 @@ def unpin(
     backup: str,
     cluster: str | None,
     repository: str | None,
-    passphrase_file: Path | None,
-    recovery_code_file: Path | None,
-    key_file: Path | None,
+    unlocking: Unlocking,
 ) -> Outcome:
     """Leave a backup to the retention again."""
-    unlocking = session.unlocking(passphrase_file, recovery_code_file, key_file)
     named, manifest = backup_marks.unpin(session.context, backup, repository, cluster, unlocking)
     return Outcome(f"{_described(manifest)} in {named.title} is not pinned.", _fields(manifest, named.title))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from datamanager.cli.outcome import Outcome
 
 if TYPE_CHECKING:
     from datamanager.cli import session
-    from datamanager.cli.session import Invocation
+    from datamanager.cli.session import Invocation, Session
 else:
     from datamanager.cli.lazy import lazy
 
@@ -122,12 +123,30 @@ def noun(name: str, text: str) -> Group:
     return Group(name, help=text, epilog=EXIT_STATUS)
 
 
-def key_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that bring a key; without them the configured key file opens, or a passphrase is asked for."""
+def key_options(body: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that bring a key; the body gets one ``unlocking``.
+
+    Without them the configured key file opens, or a passphrase is asked for.
+    """
+
+    @functools.wraps(body)
+    def command(
+        session: Session,
+        *,
+        passphrase_file: Path | None,
+        recovery_code_file: Path | None,
+        key_file: Path | None,
+        **parameters: Any,
+    ) -> Outcome:
+        unlocking = session.unlocking(passphrase_file, recovery_code_file, key_file)
+        outcome: Outcome = body(session, unlocking=unlocking, **parameters)
+        return outcome
+
+    made: Callable[..., Any] = command
     for name, text in (
         ("--key-file", "Open the repository with this key file."),
         ("--recovery-code-file", "Open the repository with the recovery code in this file."),
         ("--passphrase-file", "Open the repository with the passphrase on this file's first line."),
     ):
-        command = click.option(name, type=FILE, metavar="FILE", help=text)(command)
-    return command
+        made = click.option(name, type=FILE, metavar="FILE", help=text)(made)
+    return made

@@ -13,6 +13,7 @@ from datamanager.cli.outcome import Outcome
 
 if TYPE_CHECKING:
     from datamanager.app import drills
+    from datamanager.app.opening import Unlocking
     from datamanager.cli import drill_text
     from datamanager.cli.session import Session
 else:
@@ -59,9 +60,7 @@ def run(
     scratch: Path | None,
     no_amcheck: bool,
     keep: bool,
-    passphrase_file: Path | None,
-    recovery_code_file: Path | None,
-    key_file: Path | None,
+    unlocking: Unlocking,
 ) -> Outcome:
     """Restore a backup beside everything else, start a server on the copy, read all of it, and remove the copy.
 
@@ -71,7 +70,6 @@ def run(
     beginning, or its last eight characters.
     """
     request = drills.Request(backup, repository, cluster, scratch, not no_amcheck, keep)
-    unlocking = session.unlocking(passphrase_file, recovery_code_file, key_file)
     done = drills.run(session.context, request, unlocking)
     data = {**drills.fields(done.proof), "kept": str(done.kept) if done.kept else None}
     return Outcome(drill_text.outcome(done), data, failure=done.failure)
@@ -87,12 +85,9 @@ def list_drills(
     cluster: str | None,
     repository: str | None,
     limit: int,
-    passphrase_file: Path | None,
-    recovery_code_file: Path | None,
-    key_file: Path | None,
+    unlocking: Unlocking,
 ) -> Outcome:
     """List test restores, newest first: from the history, and from what the repositories themselves remember."""
-    unlocking = session.unlocking(passphrase_file, recovery_code_file, key_file)
     found = drills.listed(session.context, repository, cluster, unlocking, limit)
     return Outcome(drill_text.table(found), {"drills": [drill_text.fields(one) for one in found]})
 
@@ -107,11 +102,8 @@ def show(
     backup: str,
     cluster: str | None,
     repository: str | None,
-    passphrase_file: Path | None,
-    recovery_code_file: Path | None,
-    key_file: Path | None,
+    unlocking: Unlocking,
 ) -> Outcome:
     """Show all that the newest test restore of a backup found; without ID the newest of all."""
-    unlocking = session.unlocking(passphrase_file, recovery_code_file, key_file)
     found = drills.shown(session.context, backup, repository, cluster, unlocking)
     return Outcome(drill_text.details(found), drill_text.fields(found))

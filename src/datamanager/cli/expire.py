@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +14,7 @@ from datamanager.cli.outcome import Outcome
 
 if TYPE_CHECKING:
     from datamanager.app import expiry
+    from datamanager.app.opening import Unlocking
     from datamanager.cli import retention_text
     from datamanager.cli.session import Session
 else:
@@ -68,9 +68,7 @@ def command(
     cluster: str,
     repository: str | None,
     dry_run: bool,
-    passphrase_file: Path | None,
-    recovery_code_file: Path | None,
-    key_file: Path | None,
+    unlocking: Unlocking,
     **rules: Any,
 ) -> Outcome:
     """Show for each backup of CLUSTER why it stays or goes, and what can no longer be restored; then let those go.
@@ -79,7 +77,6 @@ def command(
     one for this run. Without any rule everything stays. The newest backup, the newest undamaged one and pinned ones
     always stay. Space is given back by `repo prune`; until then `backup undelete` brings a backup back.
     """
-    unlocking = session.unlocking(passphrase_file, recovery_code_file, key_file)
     wanted = _rules(rules)
     with expiry.planning(session.context, cluster, repository, wanted, unlocking, dry_run=dry_run) as plan:
         for line in retention_text.lines(plan.decisions):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +14,7 @@ from datamanager.cli.outcome import Outcome
 
 if TYPE_CHECKING:
     from datamanager.app import checks
+    from datamanager.app.opening import Unlocking
     from datamanager.cli.session import Session
     from datamanager.engine.verify.run import VerifyResult
 else:
@@ -27,15 +27,12 @@ else:
 def check(
     session: Session,
     repository: str | None,
-    passphrase_file: Path | None,
-    recovery_code_file: Path | None,
-    key_file: Path | None,
+    unlocking: Unlocking,
 ) -> Outcome:
     """Check keys, lists, second copies, room, clock, rescue.py and who else is at work; data itself is not read.
 
     REPO is a name or an address; it may be left out while there is only one.
     """
-    unlocking = session.unlocking(passphrase_file, recovery_code_file, key_file)
     found = checks.check_repository(session.context, repository, unlocking)
     lines = [
         f"Repository {found.title} at {found.url}: {'encrypted' if found.encrypted else 'NOT encrypted'}, "
@@ -97,16 +94,13 @@ def verify(
     rolling: int | None,
     present: bool,
     backups: tuple[str, ...],
-    passphrase_file: Path | None,
-    recovery_code_file: Path | None,
-    key_file: Path | None,
+    unlocking: Unlocking,
 ) -> Outcome:
     """Read every stored byte and prove that it is what was written.
 
     A backup that passes is marked as checked. Damage ends with exit status 40 and names the backups it affects.
     """
     wanted = _wanted(sample, rolling, backups, present=present)
-    unlocking = session.unlocking(passphrase_file, recovery_code_file, key_file)
     title, result = checks.verify(session.context, repository, wanted, unlocking)
     lines = [
         f"Verified {title}: {len(result.backups)} backups, {format_size(result.bytes)} read from {result.objects} "

@@ -15,6 +15,7 @@ from datamanager.cli.outcome import Outcome
 
 if TYPE_CHECKING:
     from datamanager.app import healing
+    from datamanager.app.opening import Unlocking
     from datamanager.cli.session import Session
     from datamanager.engine.heal.run import HealResult
 else:
@@ -45,9 +46,7 @@ def heal(
     repository: str,
     source: str,
     dry_run: bool,
-    passphrase_file: Path | None,
-    recovery_code_file: Path | None,
-    key_file: Path | None,
+    unlocking: Unlocking,
     from_passphrase_file: Path | None,
     from_recovery_code_file: Path | None,
     from_key_file: Path | None,
@@ -56,7 +55,6 @@ def heal(
 
     It heals what `repo verify` has found, and what is missing. FROM is a name or an address and is not changed.
     """
-    unlocking = session.unlocking(passphrase_file, recovery_code_file, key_file)
     # The same keys open a copy of the drive, unless others are given for it.
     given = (from_passphrase_file, from_recovery_code_file, from_key_file)
     source_unlocking = session.unlocking(*given) if any(given) else unlocking

@@ -14,6 +14,7 @@ from datamanager.cli.outcome import Outcome
 
 if TYPE_CHECKING:
     from datamanager.app import keys
+    from datamanager.app.opening import Unlocking
     from datamanager.cli import kit_output
     from datamanager.cli.session import Session
     from datamanager.repository.keys import Slot
@@ -36,12 +37,9 @@ def _fields(slot: Slot) -> dict[str, Any]:
 def list_(
     session: Session,
     repository: str,
-    passphrase_file: Path | None,
-    recovery_code_file: Path | None,
-    key_file: Path | None,
+    unlocking: Unlocking,
 ) -> Outcome:
     """List the keys of a repository: id, kind, label."""
-    unlocking = session.unlocking(passphrase_file, recovery_code_file, key_file)
     slots = keys.listed(session.context, repository, unlocking)
     lines = [f"{slot.id.hex()[:8]}  {_KINDS[slot.kind]:<13}  {slot.label}".rstrip() for slot in slots]
     return Outcome("\n".join(lines), {"keys": [_fields(slot) for slot in slots]}, log=f"{len(slots)} keys.")
@@ -65,14 +63,11 @@ def add(
     new_passphrase_file: Path | None,
     new_key_file: Path | None,
     label: str,
-    passphrase_file: Path | None,
-    recovery_code_file: Path | None,
-    key_file: Path | None,
+    unlocking: Unlocking,
 ) -> Outcome:
     """Let another passphrase or key file open a repository. Without either option a new passphrase is asked for."""
     if new_passphrase_file is not None and new_key_file is not None:
         raise UsageError("add key: two new keys are given", hint="Add one at a time.")
-    unlocking = session.unlocking(passphrase_file, recovery_code_file, key_file)
     if new_key_file is not None:
         slot = keys.add_key_file(session.context, repository, new_key_file.absolute(), label, unlocking)
     else:
@@ -89,15 +84,12 @@ def remove(
     session: Session,
     repository: str,
     key: str,
-    passphrase_file: Path | None,
-    recovery_code_file: Path | None,
-    key_file: Path | None,
+    unlocking: Unlocking,
 ) -> Outcome:
     """Take a key away. KEY is the beginning of its id.
 
     Whoever kept a copy of the repository and the key can still read that copy.
     """
-    unlocking = session.unlocking(passphrase_file, recovery_code_file, key_file)
     slot = keys.remove(session.context, repository, key, unlocking)
     text = (
         f"Key {slot.id.hex()[:8]} ({_KINDS[slot.kind]}) no longer opens {repository}. "
@@ -120,9 +112,7 @@ def kit(
     repository: str,
     kit_file: Path | None,
     replace: bool,
-    passphrase_file: Path | None,
-    recovery_code_file: Path | None,
-    key_file: Path | None,
+    unlocking: Unlocking,
 ) -> Outcome:
     """Make a recovery kit with a new recovery code.
 
@@ -131,15 +121,14 @@ def kit(
     """
     if kit_file is not None:
         kit_output.check_free(kit_file)
-    if recovery_code_file is not None:
+    if unlocking.recovery_code_file is not None:
         if replace:
             raise UsageError(
                 "print kit: --replace and --recovery-code-file contradict each other", hint="Give one of them."
             )
-        page = keys.same_kit(session.context, repository, recovery_code_file)
+        page = keys.same_kit(session.context, repository, unlocking.recovery_code_file)
         data: dict[str, Any] = {"repository": repository, "new_code": False}
         return kit_output.outcome(f"The recovery kit of {repository}, printed again.", data, page, kit_file)
-    unlocking = session.unlocking(passphrase_file, None, key_file)
     page, older = keys.new_kit(session.context, repository, unlocking, replace=replace)
     done = f"A new recovery code opens {repository}."
     if older:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +13,7 @@ from datamanager.cli.outcome import Outcome
 
 if TYPE_CHECKING:
     from datamanager.app import prune as app_prune
+    from datamanager.app.opening import Unlocking
     from datamanager.cli.session import Session
     from datamanager.engine.prune import run as engine_prune
     from datamanager.engine.prune.run import PruneResult
@@ -48,16 +48,13 @@ def prune(
     repository: str | None,
     dry_run: bool,
     max_repack: float,
-    passphrase_file: Path | None,
-    recovery_code_file: Path | None,
-    key_file: Path | None,
+    unlocking: Unlocking,
 ) -> Outcome:
     """Give back the room of deleted backups, page by page; what other backups need stays.
 
     On a drive of this computer with nobody else at work everything goes at once. Otherwise it is only marked, and a
     prune a day later takes it. While a backup cannot be read, nothing is deleted.
     """
-    unlocking = session.unlocking(passphrase_file, recovery_code_file, key_file)
     options = engine_prune.PruneOptions(max_repack, dry_run)
     title, result = app_prune.prune(session.context, repository, options, unlocking)
     lines = [*_plan_lines(result)] if dry_run else []

@@ -15,6 +15,7 @@ from datamanager.cli.outcome import Outcome
 
 if TYPE_CHECKING:
     from datamanager.app import restores, started
+    from datamanager.app.opening import Unlocking
     from datamanager.app.restores import Restored
     from datamanager.cli import backup_text, outside_text
     from datamanager.cli.session import Session
@@ -78,9 +79,7 @@ def command(
     start: bool,
     port: int,
     dry_run: bool,
-    passphrase_file: Path | None,
-    recovery_code_file: Path | None,
-    key_file: Path | None,
+    unlocking: Unlocking,
 ) -> Outcome:
     """Restore a backup into a new directory. Nothing that exists is ever overwritten.
 
@@ -89,7 +88,6 @@ def command(
     if start and dry_run:
         raise UsageError("read options: --start and --dry-run contradict each other", hint="Give one of them.")
     request = restores.Request(backup, target, repository, cluster, _mapped(mappings), owner, any_platform)
-    unlocking = session.unlocking(passphrase_file, recovery_code_file, key_file)
     restored = restores.run(session.context, request, unlocking, dry_run=dry_run)
     plan, result = restored.plan, restored.result
     data = {**_fields(plan), "owner": restored.owner, "dry_run": dry_run}
