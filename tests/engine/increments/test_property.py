@@ -184,7 +184,12 @@ def test_ten_backups_come_back_exactly_and_those_left_after_a_deletion_and_a_pru
             story.busy_backup()
         else:
             story.quiet_backup(full=number == forced)
-    assert [one.manifest.method for one in story.taken] == expected_methods(story.server, 10, forced)
+    methods = expected_methods(story.server, 10, forced)
+    for number in under_load:
+        # The load may cut a table short at the one moment at which an increment must give up (decision 26).
+        if story.taken[number].manifest.reason == "a table was cut short while the backup began":
+            methods[number] = "compared"
+    assert [one.manifest.method for one in story.taken] == methods
     for number in range(10):
         story.check(number, thorough=number in (0, forced, 9))
     gone = story.changes.random.sample(range(10), story.changes.random.randrange(2, 8))
