@@ -36,6 +36,7 @@ from datamanager.repository.lease import LeaseRecord
 from datamanager.repository.manifest import ChecksumFailure, LayerReference, Manifest, Tablespace
 from datamanager.repository.packs.pack import PackBuilder, fingerprint
 from datamanager.repository.sealing import Header, Sealer, derive
+from datamanager.repository.wal.names import stretch_key, system_folder
 from datamanager.rescue import rescue
 
 KEY = bytes(range(32))
@@ -88,6 +89,8 @@ def test_numbers_and_layouts_stand() -> None:
         "DAMAGED": 7,
         "CONDEMNED": 8,
         "CHECKED": 9,
+        "WAL": 10,
+        "LINE": 11,
     }
     assert format_one.MASKED == 1
     assert (format_one.HEADER.size, format_one.TRAILER.size, format_one.TAG_BYTES) == (64, 16, 16)
@@ -109,6 +112,10 @@ def test_names_of_objects_stand() -> None:
         "manifests-b/20261123T020000Z-0123abcd",
     )
     assert named_id("manifests/20261123T020000Z-0123abcd").hex() == "a1ff89378488cc349b11daaa6be36273"
+    folder = system_folder(0x66B677A0466EBAC0)
+    assert folder == "wal/66b677a0466ebac0/"
+    key = stretch_key(f"{folder}00000002-40ee3be0/", 0x1_FFF0_0010, 0x200)
+    assert key == "wal/66b677a0466ebac0/00000002-40ee3be0/00000001/fff00010-00000200"
     assert {"packs/00", "packs/ff", "meta/00", "meta-b/ff", "keys", "ring", "marks", "leases"} <= set(folders())
 
 

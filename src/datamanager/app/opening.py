@@ -15,6 +15,7 @@ from datamanager.config.home import inside
 from datamanager.config.model import RepositoryConfig
 from datamanager.config.secret_files import read_secret_file, read_secret_line
 from datamanager.repository import access
+from datamanager.repository.format import WAL_FOLDER
 from datamanager.repository.keys import Ring, SlotKind, SlotSecret
 from datamanager.repository.repository import Repository
 from datamanager.storage.base import Storage
@@ -130,7 +131,7 @@ def _holds(context: Context, named: Named, backup: str) -> bool:
 @contextlib.contextmanager
 def opened_storage(context: Context, named: Named) -> Iterator[Storage]:
     """The store of a repository, with retries. Raises: StoreUnplugged, StoreError, UsageError."""
-    storage = RetryingStorage(open_storage(named.config.url), context.stop)
+    storage = RetryingStorage(open_storage(named.config.url, growing=[WAL_FOLDER]), context.stop)
     try:
         yield storage
     finally:

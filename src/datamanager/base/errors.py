@@ -191,6 +191,33 @@ class NotARepository(RepositoryError):
     default_hint = "Check the address, or run `datamanager repo init` to make a repository there."
 
 
+class WalContradicts(RepositoryError):
+    """The archive holds other bytes at the same place: the server went back in time, or it is another one."""
+
+    exit_code = 44
+    default_hint = (
+        "If the server was put back to an older state, begin a new history with `datamanager wal start --new-history`."
+    )
+
+
+class WalForeign(RepositoryError):
+    """WAL of another server, or none at all."""
+
+    exit_code = 45
+    default_hint = "Check which server archives here; each cluster has an archive of its own."
+
+
+class WalMissing(RepositoryError):
+    """The archive does not hold what was asked for. ``position`` is the first byte that it lacks."""
+
+    exit_code = 46
+    default_hint = "Run `datamanager wal gaps` to see what the archive holds."
+
+    def __init__(self, message: str, position: int, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.position = position
+
+
 class RestoreRefused(DataManagerError):
     """Base of refusals made before anything was touched."""
 

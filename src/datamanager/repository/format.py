@@ -44,6 +44,8 @@ class Kind(IntEnum):
     DAMAGED = 7
     CONDEMNED = 8
     CHECKED = 9
+    WAL = 10
+    LINE = 11
 
 
 # Header flag of a data pack: a later generation, whose directory has a page size and a mask of pages for each chunk.
@@ -64,7 +66,8 @@ BACKUP_ID = re.compile(r"^\d{8}T\d{6}Z-[0-9a-f]{8}\Z", re.ASCII)
 _PACK_KEY = re.compile(r"^(packs|meta|meta-b)/([0-9a-f]{2})/([0-9a-f]{32})(?:\.([1-9][0-9]{0,8}))?\Z", re.ASCII)
 
 
-LATER_FOLDERS = ("damaged", "condemned", "checked")  # the first release did not make them; writers do
+WAL_FOLDER = "wal"  # the one folder inside which a put may make others
+LATER_FOLDERS = ("damaged", "condemned", "checked", WAL_FOLDER)  # the first release did not make them; writers do
 
 
 def folders() -> list[str]:

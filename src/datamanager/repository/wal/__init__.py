@@ -1,0 +1,1 @@
+"""The archive of a server's write-ahead log: stretches of bytes by position, on lines of timelines."""
