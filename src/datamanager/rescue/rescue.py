@@ -4,6 +4,7 @@
     python3 rescue.py list                          which backups are here
     python3 rescue.py check [BACKUP]                read and authenticate all that a backup needs; writes nothing
     python3 rescue.py restore [BACKUP] TARGET       write the data directory into the new or empty folder TARGET
+    python3 rescue.py wal [BACKUP] FOLDER           write the archived WAL since that backup into the empty FOLDER
 
 BACKUP is a name from the list, or "latest", which is the default. The recovery code (or the passphrase) is asked for,
 or read from --code-file, --passphrase-file or --key-file.
@@ -59,7 +60,7 @@ CONTAINER_MAGIC, PACK_END, SLOT_MAGIC = b"DMPG0001", b"DMPG0END", b"DMPGKEY1"
 HEADER, TRAILER = struct.Struct("<8sBBHI16s32s"), struct.Struct("<II8s")
 SLOT = struct.Struct("<8sBBBBI16s16s32s16s48s")
 BLOCK = struct.Struct("<IIII")
-PACK, META, RING, MANIFEST, MARK = 1, 2, 3, 4, 5
+PACK, META, RING, MANIFEST, MARK, WAL, LINE = 1, 2, 3, 4, 5, 10, 11
 MASKED = 1  # header flag of a later generation of a data pack
 GONE, COMPOSED, MAX_FLAGS = 1, 4, 7
 TAG_BYTES = 16
@@ -77,6 +78,9 @@ CODE_LETTERS, STANDARD_LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ", "ABCDEFGHIJ
 OPEN_SECRET = b"datamanager: this repository is not encrypted"
 PASSPHRASE, CODE, KEY_FILE, OPEN = 1, 2, 3, 4
 CONTROL_FILE, UNFINISHED = b"global/pg_control", b"global/pg_control.unfinished-restore"
+
+MAX_STRETCH, MAX_SEGMENT, LOG = 32 * MIB, 1024 * MIB, 1 << 32
+LINE_NAME, STRETCH_NAME = "[0-9a-f]{8}-[0-9a-f]{8}", re.compile(r"([0-9a-f]{8})-([0-9a-f]{8})")
 
 CACHED_CHUNK_BYTES, CACHED_DIRECTORY_CHUNKS, OPEN_PACKS = 16 * MIB, 1000000, 8
 
@@ -704,7 +708,7 @@ class Repository:
         self.slots = self._read_slots()
         self.id = self._identify()
 
-    def _names(self, folder: str, pattern: str) -> list[str]:
+    def names(self, folder: str, pattern: str) -> list[str]:
         try:
             return sorted(one.name for one in (self.root / folder).iterdir() if re.fullmatch(pattern, one.name))
         except OSError:
@@ -712,7 +716,7 @@ class Repository:
 
     def _read_slots(self) -> list[Slot]:
         slots = []
-        for name in self._names("keys", "[0-9a-f]{32}-[ab]")[: 2 * MAX_SLOTS]:
+        for name in self.names("keys", "[0-9a-f]{32}-[ab]")[: 2 * MAX_SLOTS]:
             try:
                 slots.append(Slot.parse(read_regular(self.root / "keys" / name, MAX_SLOT), f"keys/{name}"))
             except (Damaged, OSError) as error:
@@ -736,7 +740,7 @@ class Repository:
             if len(identity) != 16:
                 raise ValueError
         except (OSError, ValueError, KeyError, TypeError, RescueError):
-            if not self.slots and not self._names("ring", "[0-9]{8}-[ab]"):
+            if not self.slots and not self.names("ring", "[0-9]{8}-[ab]"):
                 raise NoRepository(
                     f"{self.root} is not the folder of a repository",
                     "Give the folder that holds config, keys and packs with --repository FOLDER.",
@@ -777,13 +781,13 @@ class Repository:
         raise failure
 
     def _open_ring(self, root: bytes) -> None:
-        names = self._names("ring", "[0-9]{8}-[ab]")
+        names = self.names("ring", "[0-9]{8}-[ab]")
         failure: RescueError = Damaged("the keyring in the folder ring is missing")
         for number in sorted({name[:8] for name in names}, reverse=True):
             for copy in "ab":
                 key = f"ring/{number}-{copy}"
                 try:
-                    ring = parsed(self._small(key, RING, f"ring/{number}", MAX_RING, root), key)
+                    ring = parsed(self.small(key, RING, f"ring/{number}", MAX_RING, root), key)
                     self._take_ring(ring)
                     return
                 except FileNotFoundError:
@@ -807,13 +811,17 @@ class Repository:
             self.note("the file config was changed since the repository was made; the keyring's copy of it is used")
         self._epochs = epochs
 
+    def opener(self, header: Header, name: str) -> Opener:
+        """For a container of which the header is known. Raises: Damaged."""
+        return Opener(self._libraries, self._epoch_key(header, name), header, self.id, name)
+
     def _epoch_key(self, header: Header, name: str) -> bytes:
         if header.epoch not in self._epochs:
             raise Damaged(f"{name} is sealed under key {header.epoch}, which the keyring does not hold")
         return self._epochs[header.epoch]
 
     # -- small objects ------------------------------------------------------------------------------------------------
-    def _small(self, key: str, kind: int, name: str, bound: int = MAX_CONTAINER, root: bytes | None = None) -> bytes:
+    def small(self, key: str, kind: int, name: str, bound: int = MAX_CONTAINER, root: bytes | None = None) -> bytes:
         data = read_regular(self.root / key, bound)
         header = Header.parse(data, kind, named_id(name), key)
         epoch_key = self._epoch_key(header, key) if root is None else root
@@ -825,7 +833,7 @@ class Repository:
         for folder in ("manifests", "manifests-b"):
             key = f"{folder}/{backup}"
             try:
-                value = parsed(self._small(key, MANIFEST, f"manifests/{backup}"), key)
+                value = parsed(self.small(key, MANIFEST, f"manifests/{backup}"), key)
                 manifest = checked_manifest(value, backup)
             except FileNotFoundError:
                 self.note(f"{key} is missing; its second copy is used")
@@ -840,7 +848,7 @@ class Repository:
 
     def backups(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Readable manifests, oldest first, and the names of those that cannot be read."""
-        names = set(self._names("manifests", BACKUP_NAME.pattern) + self._names("manifests-b", BACKUP_NAME.pattern))
+        names = set(self.names("manifests", BACKUP_NAME.pattern) + self.names("manifests-b", BACKUP_NAME.pattern))
         found, lost = [], []
         for name in sorted(names):
             try:
@@ -853,9 +861,9 @@ class Repository:
     def deleted(self) -> set[str]:
         """Backups that their owner deleted although their objects are still here."""
         last: dict[str, tuple[int, str]] = {}
-        for key in self._names("marks", BACKUP_NAME.pattern + r"\.[0-9]+-[0-9a-f]{8}")[:MAX_MARKS]:
+        for key in self.names("marks", BACKUP_NAME.pattern + r"\.[0-9]+-[0-9a-f]{8}")[:MAX_MARKS]:
             try:
-                mark = parsed(self._small(f"marks/{key}", MARK, f"marks/{key}"), f"marks/{key}")
+                mark = parsed(self.small(f"marks/{key}", MARK, f"marks/{key}"), f"marks/{key}")
                 if mark["name"] in ("deleted", "undeleted"):
                     last[mark["backup"]] = max(last.get(mark["backup"], (0, "")), (int(mark["sequence"]), mark["name"]))
             except (RescueError, OSError, KeyError, TypeError, ValueError) as error:
@@ -869,7 +877,7 @@ class Repository:
         folder = self.root / "packs" / name[:2]
         if name[:2] not in self._generations:
             found: dict[str, list[int]] = {}
-            for one in self._names(f"packs/{name[:2]}", r"[0-9a-f]{32}(\.[1-9][0-9]{0,8})?"):
+            for one in self.names(f"packs/{name[:2]}", r"[0-9a-f]{32}(\.[1-9][0-9]{0,8})?"):
                 found.setdefault(one[:32], []).append(int(one[33:] or 1))
             self._generations[name[:2]] = found
         numbers = sorted(self._generations[name[:2]].get(name, []), reverse=True)
@@ -1745,6 +1753,164 @@ def owner_of(name: str | None) -> tuple[int, int] | None:
     return int(account.pw_uid), int(account.pw_gid)
 
 
+# -- the archive of WAL -----------------------------------------------------------------------------------------------
+
+
+class Line(NamedTuple):
+    """One timeline as one server wrote it; ``history`` is the server's file about where it comes from."""
+
+    folder: str
+    timeline: int
+    segment: int
+    history: bytes
+    created: str
+
+
+class Stretch(NamedTuple):
+    """An object of a line: which bytes of the WAL it holds."""
+
+    start: int
+    end: int
+    key: str
+
+
+class Archive:
+    """The WAL of one server in a repository."""
+
+    def __init__(self, repository: Repository, system: int) -> None:
+        self._repository = repository
+        self._folder = f"wal/{system:016x}"
+        self._system = system
+
+    def lines(self) -> list[Line]:
+        """The newest line of each timeline."""
+        found: dict[int, Line] = {}
+        names = self._repository.names(f"{self._folder}/lines", f"{LINE_NAME}-[ab]")
+        for name in sorted({one[:-2] for one in names}):
+            line = self._line(name)
+            if line is not None and (line.timeline not in found or found[line.timeline].created <= line.created):
+                found[line.timeline] = line
+        return [found[timeline] for timeline in sorted(found)]
+
+    def _line(self, name: str) -> Line | None:
+        logical = f"{self._folder}/lines/{name}"
+        for copy in ("-a", "-b"):
+            try:
+                value = parsed(self._repository.small(logical + copy, LINE, logical), logical)
+                line = Line(
+                    f"{self._folder}/{name}",
+                    int(value["timeline"]),
+                    int(value["segment_size"]),
+                    str(value["history"]).encode("latin-1"),
+                    str(value["created"]),
+                )
+                right = int(value["system"]) == self._system and line.timeline == int(name[:8], 16)
+                if right and MIB <= line.segment <= MAX_SEGMENT and not line.segment & (line.segment - 1):
+                    return line
+                raise Damaged(f"{logical} is malformed")
+            except (Damaged, FileNotFoundError, KeyError, TypeError, ValueError) as error:
+                self._repository.note(f"{logical}{copy} cannot be used: {plain(error)}")
+        return None
+
+    def stretches(self, line: Line) -> list[Stretch]:
+        """Every object of a line, by start."""
+        found = []
+        for log in self._repository.names(line.folder, "[0-9a-f]{8}"):
+            for name in self._repository.names(f"{line.folder}/{log}", STRETCH_NAME.pattern):
+                start, length = (int(one, 16) for one in name.split("-"))
+                if 0 < length <= MAX_STRETCH and start + length <= LOG:
+                    begin = (int(log, 16) << 32) + start
+                    found.append(Stretch(begin, begin + length, f"{line.folder}/{log}/{name}"))
+        return sorted(found)
+
+    def segment(self, stretches: Sequence[Stretch], start: int, size: int) -> tuple[bytes, str]:
+        """What is there of a segment from its start on, and why no more of it; empty words when it is whole."""
+        data = bytearray()
+        while len(data) < size:
+            at = start + len(data)
+            holding = sorted((one for one in stretches if one.start <= at < one.end), key=lambda one: -one.end)
+            why = "" if holding else "nothing more is here"
+            for one in holding:
+                try:
+                    data += self._read(one, at, min(one.end, start + size))
+                    break
+                except (Damaged, FileNotFoundError) as error:
+                    why = plain(error)
+            if start + len(data) == at:
+                return bytes(data), why
+        return bytes(data), ""
+
+    def _read(self, stretch: Stretch, start: int, end: int) -> bytes:
+        opener, chunks = self._open(stretch)
+        parts = []
+        begin = stretch.start
+        for number, (offset, stored, raw) in enumerate(chunks):
+            if begin < end and begin + raw > start:
+                sealed = read_regular(self._repository.root / stretch.key, MAX_CONTAINER, offset, stored)
+                data = opener.open(number, sealed, raw, exact=True, whole=False)
+                parts.append(data[max(0, start - begin) : end - begin])
+            begin += raw
+        return b"".join(parts)
+
+    def _open(self, stretch: Stretch) -> tuple[Opener, list[tuple[int, int, int]]]:
+        """A stretch's chunks: offset and bytes of each in the file, and its plain bytes. Raises: Damaged."""
+        key = stretch.key
+        data = read_regular(self._repository.root / key, MAX_CONTAINER)
+        header = Header.parse(data, WAL, named_id(key), key)
+        opener = self._repository.opener(header, key)
+        length, zero, magic = TRAILER.unpack(data[-TRAILER.size :])
+        limit = len(data) - TRAILER.size - length
+        if magic != PACK_END or zero or not TAG_BYTES < length <= MAX_DIRECTORY or limit < HEADER.size:
+            raise Damaged(f"{key} is damaged or cut short at its end")
+        value = parsed(opener.open(DIRECTORY_NUMBER, data[limit : limit + length], MAX_DIRECTORY), key)
+        try:
+            stored, raw = [int(one) for one in value["stored"]], [int(one) for one in value["raw"]]
+            high, low = str(value["start"]).split("/")
+            begin = (int(high, 16) << 32) + int(low, 16)
+        except (KeyError, TypeError, ValueError):
+            raise Damaged(f"{key} has a malformed directory") from None
+        fits = len(raw) == len(stored) and all(0 < one <= MAX_CHUNK for one in raw)
+        if not fits or begin != stretch.start or sum(raw) != stretch.end - begin or sum(stored) + HEADER.size != limit:
+            raise Damaged(f"{key} has a directory that does not fit it")
+        chunks, offset = [], HEADER.size
+        for size, plain_size in zip(stored, raw):  # noqa: B905 - Python 3.8
+            chunks.append((offset, size, plain_size))
+            offset += size
+        return opener, chunks
+
+
+def segment_name(timeline: int, start: int, size: int) -> str:
+    per_log = LOG // size
+    return f"{timeline:08X}{start // size // per_log:08X}{start // size % per_log:08X}"
+
+
+def write_wal(archive: Archive, since: int, folder: Path) -> tuple[int, list[str]]:
+    """Write histories, and segments from the one that holds ``since`` on; returns how many, and what is missing.
+
+    The last segment of a timeline is filled up with zeros: the server takes files of the full size alone.
+    """
+    written, missing = 0, []
+    for line in archive.lines():
+        if line.history:
+            (folder / f"{line.timeline:08X}.history").write_bytes(line.history)
+        stretches = [one for one in archive.stretches(line) if one.end > since - since % line.segment]
+        places = sorted({one.start - one.start % line.segment for one in stretches})
+        for number, start in enumerate(places):
+            if number and start != places[number - 1] + line.segment:
+                before = segment_name(line.timeline, places[number - 1], line.segment)
+                missing.append(f"between {before} and {segment_name(line.timeline, start, line.segment)}")
+            name = segment_name(line.timeline, start, line.segment)
+            near = [one for one in stretches if one.start < start + line.segment and one.end > start]
+            data, why = archive.segment(near, start, line.segment)
+            if why and number + 1 < len(places):
+                missing.append(f"{name}: {why}")
+                continue
+            if data:
+                (folder / name).write_bytes(data + bytes(line.segment - len(data)))
+                written += 1
+    return written, missing
+
+
 # -- words for people -------------------------------------------------------------------------------------------------
 
 
@@ -1938,6 +2104,40 @@ def run_restore(repository: Repository, options: argparse.Namespace, note: Calla
     return 0
 
 
+def run_wal(repository: Repository, options: argparse.Namespace) -> int:
+    manifest = choose(repository, options.backup, options.cluster)
+    folder = Path(os.path.abspath(options.target))  # noqa: PTH100 - links in it stay as the owner wrote them
+    require_empty(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    high, low = str(manifest["start_lsn"]).split("/")
+    say("Writing the WAL since " + describe(manifest))
+    archive = Archive(repository, int(manifest["system_identifier"]))
+    written, missing = write_wal(archive, (int(high, 16) << 32) + int(low, 16), folder)
+    for one in missing[:50]:
+        say(f"  MISSING {one}")
+    if not written:
+        say("This repository holds no archived WAL of that server: only the backups themselves come back.")
+        return 0
+    say(f"\nDONE. {written} segments are in {folder}. To have them replayed after `restore`:")
+    for number, step in enumerate(wal_steps(folder, missing), 1):
+        say(f"  {number}. {step}")
+    return Damaged.code if missing else 0
+
+
+def wal_steps(folder: Path, missing: Sequence[str]) -> list[str]:
+    command = f'copy "{folder}\\%f" "%p"' if os.name == "nt" else f'cp "{folder}/%f" "%p"'
+    steps = [
+        "Before the first start of the restored directory make an empty file recovery.signal in it.",
+        "Let the account that runs PostgreSQL read the folder: the server takes an unreadable file for the end.",
+        f"Add to its postgresql.conf:  restore_command = '{command}'",
+        "To stop at a moment add  recovery_target_time = '2026-11-23 14:30:00+00'",
+        "Start it, and compare the newest records with what you expect. Then take the lines out again.",
+    ]
+    if missing:
+        steps.append("What is MISSING above ends the replay there, whatever comes after it.")
+    return steps
+
+
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rescue.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -1956,6 +2156,9 @@ def arguments() -> argparse.ArgumentParser:
     chosen.add_argument("--cluster", metavar="NAME", help="which server's latest backup")
     chosen.add_argument("--check-crc", action="store_true", help="compare each file's CRC-32C too (slow: 5-10 MB/s)")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    wal = commands.add_parser("wal", parents=[common], help="write the archived WAL since a backup")
+    wal.add_argument("words", nargs="+", metavar="[BACKUP] FOLDER")
+    wal.add_argument("--cluster", metavar="NAME", help="which server's latest backup")
     commands.add_parser("list", parents=[common], help="which backups are here")
     check = commands.add_parser("check", parents=[common, chosen], help="read and authenticate; write nothing")
     check.add_argument("backup", nargs="?", default="latest")
@@ -1975,6 +2178,11 @@ def read_options(words: Sequence[str] | None) -> argparse.Namespace:
     if options.command is None:
         parser.print_help()
         raise SystemExit(Usage.code)
+    if options.command == "wal":
+        if len(options.words) > 2:
+            parser.error("wal needs a FOLDER, with the name of a backup before it if not the latest")
+        options.backup = options.words[0] if len(options.words) == 2 else "latest"
+        options.target = options.words[-1]
     if options.command == "restore":
         limit = 1 if options.check else 2
         if len(options.words) > limit or (not options.words and not options.check):
@@ -1992,6 +2200,8 @@ def run(options: argparse.Namespace) -> int:
         if options.command == "list":
             tell_list(repository)
             code = 0
+        elif options.command == "wal":
+            code = run_wal(repository, options)
         elif options.command == "check" or options.check:
             code = run_check(repository, options)
         else:
