@@ -368,6 +368,17 @@ def test_a_journal_that_cannot_be_read_is_told_and_keeps_nothing_else_down(daemo
     assert daemons.running() == set(ALL)
 
 
+def test_a_pipe_or_a_link_in_the_place_of_a_journal_holds_nobody_up(daemons: Daemons, stop: StopToken) -> None:
+    daemons.start(*ALL)
+    begin(daemons, kill=5).communicate(timeout=30)
+    journals = daemons.folder / "journals"
+    os.mkfifo(journals / "pipe.json")
+    (journals / "link.json").symlink_to(journals / "run.json")
+    down = restore_services(place_in(daemons.folder), stop)
+    assert len([one for one in down if "read journal of services" in one.error]) == 2
+    assert daemons.running() == set(ALL)
+
+
 def test_looking_costs_nothing_where_nothing_is_owed(tmp_path: Path) -> None:
     assert services_down(tmp_path / "nowhere") == []
     assert not (tmp_path / "nowhere").exists()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -21,6 +22,8 @@ from datamanager.system.processes import ProcessIdentity, is_alive
 
 _FORMAT = 1
 _SUFFIX = ".json"
+# Root reads these, and another account may have put a link or a pipe there.
+_READING = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +100,11 @@ def read_journal(folder: Path, run: str) -> Journal | None:
     """The journal of a run; None when there is none any more. Raises: ServiceError, when it cannot be understood."""
     path = journal_path(folder, run)
     try:
-        with path.open("rb") as file:
-            owner = os.fstat(file.fileno()).st_uid if os.name != "nt" else None
+        with os.fdopen(os.open(path, _READING), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError("no file")
+            owner = status.st_uid if os.name != "nt" else None
             return replace(_parsed(json.loads(file.read())), run=run, user_id=owner)
     except FileNotFoundError:
         return None
