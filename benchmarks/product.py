@@ -57,6 +57,11 @@ class Product:
             accepted=(0, WITH_WARNINGS),
         )
 
+    @property
+    def passphrase(self) -> Path:
+        """The file with the passphrase of every repository."""
+        return self._passphrase
+
     def shown(self, *arguments: str) -> str:
         return self.workspace.shown([self._program, *arguments])
 

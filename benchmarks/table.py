@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from benchmarks.ageing import dailies_row, old_row
+from benchmarks.delta import delta_row
 from benchmarks.increment_rows import churned_row, files_row, increment_row
 from benchmarks.rows import full_row, memory_row, repeat_row, restore_row, start_row
 from benchmarks.setting import RowResult, Setting
@@ -33,6 +34,7 @@ ROWS: Mapping[str, Row] = {
     "full": Row(full_row),
     "repeat": Row(repeat_row),
     "restore": Row(restore_row),
+    "delta": Row(delta_row, usual=False),
     "memory": Row(memory_row),
     "start": Row(start_row),
     "increment": Row(increment_row, Data.CHANGING, usual=False),

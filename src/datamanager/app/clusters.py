@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamanager.app import server_settings
+from datamanager.app import server_settings, wal
 from datamanager.app.addresses import address_of, local_directory
 from datamanager.app.audit import audited
 from datamanager.app.context import Context
@@ -129,18 +129,27 @@ def change(context: Context, name: str, assignments: dict[str, str]) -> ClusterC
     return after
 
 
-def remove(context: Context, name: str, *, keep_settings: bool = False) -> server_settings.Released:
-    """Forget a cluster; its backups stay, and settings of its server that we changed go back.
+@dataclass(frozen=True)
+class Removed:
+    """What became of what a removed cluster had on its server: our settings, and the slot of its WAL archive."""
 
-    Returns: what became of those settings. Raises: NotFound, ConfigurationError, Cancelled.
+    settings: server_settings.Released
+    archive: wal.Released
+
+
+def remove(context: Context, name: str, *, keep_settings: bool = False) -> Removed:
+    """Forget a cluster; its backups stay, settings of its server that we changed go back, and its slot is dropped.
+
+    Raises: NotFound, ConfigurationError, Cancelled.
     """
     before = context.cluster(name)
+    archive = wal.release(context, name)
     released = server_settings.release(context, name, keep=keep_settings)
     editor = context.edit()
     editor.remove(("clusters", name))
     editor.save()
     audited(context, "cluster removed", name, before=_told(before))
-    return released
+    return Removed(released, archive)
 
 
 def listed(context: Context) -> dict[str, ClusterConfig]:

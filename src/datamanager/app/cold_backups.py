@@ -39,7 +39,7 @@ from datamanager.repository.repository import Repository
 
 
 @dataclass(frozen=True)
-class _Directory:
+class FoundDirectory:
     """Which data directory, whether somebody named it, and the newest backup of the cluster."""
 
     path: Path
@@ -64,7 +64,7 @@ def run(
     name = backup_name(options, context.clock.now().astimezone())
     named = choose(context, options.repository, options.cluster)
     with opened(context, named, unlocking) as repository:
-        found = _find_directory(repository, options.cluster, cluster, data_directory)
+        found = find_directory(repository, options.cluster, cluster, data_directory)
         clusters.check_home_outside(context.home, found.path)
         check_repository_outside(named.config.url, found.path)
         result = _read(context, repository, options, name, cluster, found)
@@ -82,7 +82,7 @@ def _read(
     options: RunOptions,
     name: str,
     cluster: ClusterConfig,
-    found: _Directory,
+    found: FoundDirectory,
 ) -> BackupResult:
     context.listener(Touched(f"data directory {found.path}"))
     source = ColdSource(found.path, context.clock, max_rate=options.max_rate or cluster.max_rate)
@@ -99,7 +99,7 @@ def _read(
         source.control,
         last=last,
         install_path=cluster.install_path,
-        account=_account_of(found.path),
+        account=account_of(found.path),
         config_file=config_file,
         settings=outside.settings,
     )
@@ -115,22 +115,23 @@ def _read(
     return run_backup(repository, source, facts, engine, context.stop, context.listener)
 
 
-def _find_directory(repository: Repository, name: str, cluster: ClusterConfig, given: Path | None) -> _Directory:
+def find_directory(repository: Repository, name: str, cluster: ClusterConfig, given: Path | None) -> FoundDirectory:
+    """The directory given or configured, else where the newest backup found it. Raises: UsageError, NotFound."""
     own = [one for one in repository.manifests() if one.cluster == name]
     newest = max(own, key=lambda one: one.sequence, default=None)
     path = given or cluster.data_directory
     if path is not None:
-        return _Directory(path.absolute(), newest, named=True)
+        return FoundDirectory(path.absolute(), newest, named=True)
     recorded = newest.server.get("data_directory") if newest is not None else None
     hint = f"Give --data-directory DIR, or set it with `datamanager cluster set {name} data_directory=DIR`."
     if not recorded:
         raise UsageError("find data directory: no backup of this cluster tells where it is", hint=hint)
     if not _is_there(Path(recorded)):
         raise NotFound(f"find data directory: {recorded}, where the newest backup found it, is not there", hint=hint)
-    return _Directory(Path(recorded), newest, named=False)
+    return FoundDirectory(Path(recorded), newest, named=False)
 
 
-def _account_of(data_directory: Path) -> Account:
+def account_of(data_directory: Path) -> Account:
     """Who runs PostgreSQL's programs on the directory; ourselves where root finds nobody."""
     try:
         return service_account(data_directory)
@@ -146,7 +147,7 @@ def _is_there(folder: Path) -> bool:
         return True
 
 
-def _check_identity(source: ColdSource, found: _Directory, cluster: str) -> list[str]:
+def _check_identity(source: ColdSource, found: FoundDirectory, cluster: str) -> list[str]:
     """A warning for a directory of another cluster than that of the backups under this name.
 
     Raises: ConfigurationError, when nobody named the directory.
@@ -169,7 +170,7 @@ def _configuration(data_directory: Path, config_file: str | None, last: LastStar
     """The files outside, and the settings in force as far as files and command line tell."""
     disk = DiskAccess()
     named = {name: last.settings[name] for name in ("hba_file", "ident_file") if name in last.settings}
-    remedy = f"Run the command as {_account_of(data_directory).name} or as root"
+    remedy = f"Run the command as {account_of(data_directory).name} or as root"
     windows = sys.platform == "win32"
     found = collect_outside(Wanted(str(data_directory), config_file, named, windows=windows, remedy=remedy), [disk])
     settings = dict(found.settings)

@@ -15,6 +15,7 @@ from datetime import datetime
 from datamanager.app.context import Context
 from datamanager.app.opening import Named, Unlocking, opened
 from datamanager.app.verdict_facts import BackupFact, ProofFact
+from datamanager.app.wal_looking import SeenWal, look_at_archive
 from datamanager.base.errors import DataManagerError
 from datamanager.base.events import Event
 from datamanager.base.pipeline import StopToken
@@ -39,6 +40,7 @@ class Look:
     Args:
         newest: of each cluster the newest backup without damage; ``newest_damaged`` where an even newer one has some.
         tests: of each cluster the test restores that the location itself tells of, in no order.
+        wal: of each cluster the archive of its WAL behind its newest backup.
         complete: everything was read; else ``error`` says why not, or the time was too short.
     """
 
@@ -49,6 +51,7 @@ class Look:
     newest_damaged: dict[str, BackupFact] = field(default_factory=dict)
     manifests: dict[str, Manifest] = field(default_factory=dict)
     tests: dict[str, list[ProofFact]] = field(default_factory=dict)
+    wal: dict[str, SeenWal] = field(default_factory=dict)
     repository_id: str = ""
     backups: int = 0
     free_bytes: int | None = None
@@ -108,6 +111,10 @@ def _look(context: Context, named: Named, clusters: frozenset[str], look: Look) 
         look.backups = len(present)
         _find_newest(repository, present, clusters, look)
         _find_tests(repository, marks, clusters, look)
+        for name, manifest in look.manifests.items():
+            seen = look_at_archive(repository, manifest)
+            if seen is not None:
+                look.wal[name] = seen
         look.has_damage = next(iter(storage.list(damaged.FOLDER)), None) is not None
         space = storage.space()
         look.free_bytes = None if space is None else space.free

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Gauge, Info, generate_latest
 
 from datamanager import __version__
 from datamanager.app.status import Status
-from datamanager.app.verdict_facts import ClusterFacts
+from datamanager.app.verdict_facts import ClusterFacts, WalFacts
 from datamanager.state.finding import Severity
 
 _PREFIX = "datamanager"
@@ -107,8 +107,20 @@ def _clusters(gauges: _Gauges, status: Status, clusters: Sequence[ClusterFacts])
         sizes = [look.manifests[name].total_bytes for look in status.looks if name in look.manifests]
         known = history.known.size_bytes if history.known else None
         gauges.set("cluster_bytes", "Size of the data.", max(sizes, default=known), cluster=name)
+        if one.wal is not None:
+            _archive(gauges, name, one.wal)
         enabled = None if one.schedules is None else len(one.schedules)
         gauges.set("schedules_enabled", "Enabled schedules of backups.", enabled, cluster=name)
+
+
+def _archive(gauges: _Gauges, cluster: str, wal: WalFacts) -> None:
+    gauges.set("wal_receiving", "1 while the WAL is archived.", int(wal.connected), cluster=cluster)
+    gauges.set(
+        "wal_newest_timestamp_seconds", "When the newest byte came into the WAL archive.", wal.newest, cluster=cluster
+    )
+    gauges.set("wal_retained_bytes", "WAL that the server keeps for the archive.", wal.retained_bytes, cluster=cluster)
+    gauges.set("wal_retained_limit_bytes", "How much of it the server may keep.", wal.limit_bytes, cluster=cluster)
+    gauges.set("wal_commits_waiting", "Commits that wait for a synchronous standby.", wal.waiting, cluster=cluster)
 
 
 def _repositories(gauges: _Gauges, status: Status) -> None:

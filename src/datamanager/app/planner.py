@@ -30,6 +30,7 @@ from datamanager.app.http_metrics import MetricsServer
 from datamanager.app.jobs import clear_up
 from datamanager.app.planner_file import PlannerBeat, write_beat
 from datamanager.app.supervisor import ServeOptions
+from datamanager.app.wal_looking import stands_still
 from datamanager.base.errors import DataManagerError, StateError, StateUnavailable
 from datamanager.base.events import Event, Executed, Warned
 from datamanager.base.pipeline import StopToken
@@ -333,13 +334,21 @@ class Planner:
             return
         findings, verdict = None, ""
         since = time.monotonic() - self._looked
-        if since >= _LOOK_SECONDS or (since >= _LOOK_SOONER_SECONDS and around.services_down(self._context)):
+        if since >= _LOOK_SECONDS or (since >= _LOOK_SOONER_SECONDS and self._is_urgent()):
             self._looked = time.monotonic()
             found = status.gather(self._context, patience_seconds=_PATIENCE_SECONDS).verdict
             findings, verdict = found.findings, found.sentence
         told = notifications.tell(self._context, state, self._courier, findings=findings, verdict=verdict)
         for warning in told.warnings:
             self._say(f"{warning}.")
+
+    def _is_urgent(self) -> bool:
+        """Whether people may have to be told of something that cannot wait for the next look."""
+        if around.services_down(self._context):
+            return True
+        with contextlib.suppress(DataManagerError):
+            return stands_still(self._context)
+        return False
 
     def _keep_house(self) -> None:
         self._serve_metrics()

@@ -2,26 +2,57 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import timedelta
+
 from datamanager.app.audit import audited
 from datamanager.app.context import Context
 from datamanager.app.opening import Unlocking, choose, opened, sweep_leftovers
+from datamanager.app.wal_beat import read_wal_beat
+from datamanager.config.durations import parse_duration
 from datamanager.engine.prune.run import PruneOptions, PruneResult, prune_repository
+from datamanager.engine.wal.pruning import WalPruneOptions, WalPruneResult, prune_wal
 
 
-def prune(context: Context, named: str | None, options: PruneOptions, unlocking: Unlocking) -> tuple[str, PruneResult]:
+@dataclass(frozen=True)
+class Pruned:
+    """What was done, or would be: with backups, and with the WAL behind them."""
+
+    title: str
+    backups: PruneResult
+    wal: WalPruneResult
+
+
+def prune(context: Context, named: str | None, options: PruneOptions, unlocking: Unlocking) -> Pruned:
     """Prune a repository, and remove what killed runs left half written there a day ago.
 
-    Returns: its name and what was done. Raises: as ``opened`` and ``prune_repository``.
+    Raises: as ``opened``, ``prune_repository`` and ``prune_wal``.
     """
     found = choose(context, named, None)
     with opened(context, found, unlocking) as repository:
         result = prune_repository(repository, options, context.stop, context.listener)
+        gone = result.plan.backups if options.dry_run and result.exclusive else ()
+        wal_options = WalPruneOptions(_windows(context), _lines_in_use(context), gone, options.dry_run)
+        wal = prune_wal(repository, wal_options, context.stop, context.listener)
         if not options.dry_run:
             sweep_leftovers(found)
             after = {
                 "freed_bytes": result.freed_bytes,
                 "later_bytes": result.later_bytes,
                 "objects_deleted": result.objects_deleted,
+                "wal_freed_bytes": wal.bytes,
             }
             audited(context, "repository pruned", found.title, after=after)
-    return found.title, result
+    return Pruned(found.title, result, wal)
+
+
+def _windows(context: Context) -> dict[str, timedelta | None]:
+    """How far back each cluster's WAL must reach. Raises: ConfigurationError."""
+    clusters = context.config().clusters
+    return {name: parse_duration(one.wal_window) if one.wal_window else None for name, one in clusters.items()}
+
+
+def _lines_in_use(context: Context) -> set[str]:
+    """The lines that receivers of this home write, or wrote last."""
+    beats = [read_wal_beat(path) for path in context.home.wal.glob("*.json")]
+    return {beat.progress.line for beat in beats if beat is not None}

@@ -1,24 +1,32 @@
-"""Restoring a backup into a new directory, and exporting one."""
+"""Restoring a backup into a new directory, to its own end or to a moment after it, and exporting one."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from datamanager.app.backups import processors
 from datamanager.app.context import Context
+from datamanager.app.moments import Chosen, Moment, choose
 from datamanager.app.opening import Unlocking, choose_holding, opened
-from datamanager.base.errors import ConfigurationError, TargetUnfit, UsageError
+from datamanager.base.errors import ConfigurationError, ProgramMissing, TargetUnfit, UsageError
 from datamanager.base.events import PhaseStarted
+from datamanager.engine.recovery.pause import Paused
+from datamanager.engine.recovery.plan import RecoveryPlan
+from datamanager.engine.recovery.room import with_room_for_wal
+from datamanager.engine.recovery.run import MomentRestored, RecoveryOptions, restore_to_moment
+from datamanager.engine.recovery.workplace import Recovered, check_folder
 from datamanager.engine.restore.export import export_backup
 from datamanager.engine.restore.outside import PutBack, check_outside_folder, outside_folder, write_outside_files
 from datamanager.engine.restore.plan import RestoreOptions, RestorePlan, plan_restore
 from datamanager.engine.restore.run import RestoreResult, apply_restore
-from datamanager.postgres.account import UnixAccount, service_account
+from datamanager.postgres.account import UnixAccount, named_account, service_account
+from datamanager.postgres.programs import find_programs
 from datamanager.repository.manifest import Manifest
+from datamanager.repository.repository import Repository
 
 if sys.platform != "win32":
     import pwd
@@ -30,6 +38,8 @@ class Request:
 
     Args:
         backup: id, the beginning of one, or ``latest``.
+        moment: where the restored data end.
+        pause: leave a server on it, read-only and not promoted, to look at that moment; ``port`` is that of its socket.
         repository: a name or an address; None for the cluster's, or the only one.
         tablespaces: old location (or oid) to new.
         owner: account that gets the files; needs root. A restore by root gives them to ``postgres`` by default.
@@ -42,38 +52,91 @@ class Request:
     tablespaces: Mapping[str, Path] = field(default_factory=dict)
     owner: str | None = None
     any_platform: bool = False
+    moment: Moment = field(default_factory=Moment)
+    pause: bool = False
+    port: int = 5433
 
 
 @dataclass(frozen=True)
 class Restored:
     """A plan, and what came of it; ``result`` is None for a dry run. ``owner`` is whose files they will be.
 
-    ``outside`` is the configuration that lay outside the data directory, and lies beside the target now.
+    Args:
+        outside: the configuration that lay outside the data directory, and lies beside the target now.
+        recovery: the way to the moment; None for the backup as it is.
+        recovered: how replay ended; paused - the server that waits to be looked at.
     """
 
     plan: RestorePlan
     result: RestoreResult | None
     owner: str
     outside: tuple[PutBack, ...] = ()
+    recovery: RecoveryPlan | None = None
+    recovered: Recovered | None = None
+    paused: Paused | None = None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the owner should know of the way to the moment."""
+        return self.recovery.warnings if self.recovery is not None else ()
 
 
 def run(context: Context, request: Request, unlocking: Unlocking, *, dry_run: bool) -> Restored:
     """Restore a backup, or only say what that would do.
 
-    Raises: NotFound, UsageError, RestoreRefused, RepositoryError, StoreError, Cancelled.
+    Raises: NotFound, UsageError, RestoreRefused, RepositoryError, StoreError, ServerError, Cancelled.
     """
     owner = request.owner or default_owner()
     options = _options(request, owner)
     named = choose_holding(context, request.repository, request.cluster, request.backup)
     with opened(context, named, unlocking) as repository:
         context.listener(PhaseStarted("planning"))
-        plan = plan_restore(repository, repository.find(request.backup, request.cluster), options)
+        chosen = choose(context, repository, request.backup, request.cluster, request.moment)
+        plan = plan_restore(repository, chosen.manifest, options)
         check_outside_folder(plan.manifest, outside_folder(options.target))
+        recovery = _recovery_options(context, request, chosen, owner)
+        if chosen.replay is not None:
+            plan = with_room_for_wal(plan, chosen.replay.needs, chosen.replay.segment_size)
+        planned = Restored(plan, None, owner or "this account", recovery=chosen.recovery)
         if dry_run:
-            return Restored(plan, None, owner or "this account")
-        result = apply_restore(repository, plan, context.stop, context.listener)
+            return planned
+        done = _carry_out(context, repository, plan, chosen, recovery)
         outside = _put_outside(plan.manifest, options)
-        return Restored(plan, result, owner or "this account", outside)
+        return replace(planned, result=done.restored, outside=outside, recovered=done.recovered, paused=done.paused)
+
+
+def _recovery_options(context: Context, request: Request, chosen: Chosen, owner: str | None) -> RecoveryOptions | None:
+    """How to recover; None where nothing is to be replayed. Raises: UsageError, TargetUnfit, ProgramMissing."""
+    if chosen.replay is None:
+        if request.pause:
+            raise UsageError(
+                "pause restore: nothing is replayed after the end of that backup",
+                hint="Leave --pause out; with --start a server runs on it, cut off from everything.",
+            )
+        return None
+    if request.any_platform:
+        raise UsageError(
+            "recover: WAL is replayed only where the server ran, or on its like",
+            hint="Leave --any-platform out, or restore a backup as it is, by its name.",
+        )
+    manifest = chosen.manifest
+    account = named_account(owner) if owner is not None else service_account()
+    check_folder(request.target, account)
+    known = context.config().clusters.get(manifest.cluster)
+    try:
+        programs = find_programs(manifest.major, known.install_path if known else None, account=account)
+    except ProgramMissing as error:
+        error.hint += f" WAL is replayed by the server itself; backup {manifest.backup}, by its name, needs no program."
+        raise
+    return RecoveryOptions(account, programs, request.pause, request.port)
+
+
+def _carry_out(
+    context: Context, repository: Repository, plan: RestorePlan, chosen: Chosen, recovery: RecoveryOptions | None
+) -> MomentRestored:
+    if recovery is None or chosen.replay is None:
+        return MomentRestored(apply_restore(repository, plan, context.stop, context.listener), None, None)
+    return restore_to_moment(repository, plan, chosen.replay, recovery, context.stop, context.listener)
 
 
 def _put_outside(manifest: Manifest, options: RestoreOptions) -> tuple[PutBack, ...]:

@@ -54,7 +54,7 @@ def prepare_home(home: Home, account: UnixAccount | None) -> None:
         return
     owner = (account.user_id, account.group_id)
     try:
-        for folder in (home.logs, home.runs, home.services, home.scratch, home.drills, home.keys):
+        for folder in (home.logs, home.runs, home.services, home.scratch, home.drills, home.wal, home.keys):
             if not folder.exists():
                 folder.mkdir(mode=0o755 if folder == home.services else 0o700)
                 os.chown(folder, *owner, follow_symlinks=False)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datamanager.app.context import Context
 from datamanager.app.restores import Restored
@@ -40,12 +42,19 @@ def start(context: Context, restored: Restored, port: int) -> Started:
     """
     if restored.result is None:
         raise UsageError("start server: a dry run restores nothing", hint="Leave --dry-run or --start out.")
-    target, manifest = restored.result.target, restored.plan.manifest
+    manifest = restored.plan.manifest
+    return start_clone(context, restored.result.target, manifest.cluster, manifest.major, manifest.server, port)
+
+
+def start_clone(
+    context: Context, target: Path, cluster: str, major: int, server_facts: Mapping[str, Any], port: int
+) -> Started:
+    """The same for a directory of which only that is known. Raises: as ``start``."""
     context.listener(PhaseStarted("starting the server"))
     account = service_account(target)
-    known = context.config().clusters.get(manifest.cluster)
-    programs = find_programs(manifest.major, known.install_path if known else None, account=account)
-    facts = ServerFacts.from_json(canonical_json(manifest.server))
+    known = context.config().clusters.get(cluster)
+    programs = find_programs(major, known.install_path if known else None, account=account)
+    facts = ServerFacts.from_json(canonical_json(dict(server_facts)))
     side = target.with_name(f"{target.name}.server")
     socket = side / "socket"
     clone = prepare_clone(

@@ -6,6 +6,7 @@ what was last seen of it counts, and its age is said.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -16,6 +17,7 @@ from datamanager.app.planner_file import PlannerBeat, read_beat
 from datamanager.app.recalling import ClusterHistory, Recalled, start_recalling
 from datamanager.app.verdict import Verdict, judge
 from datamanager.app.verdict_facts import BackupFact, ClusterFacts, ProofFact, RepositoryFacts, Situation, Trouble
+from datamanager.app.wal_looking import WalLook, start_wal_looks, wait_wal, wal_facts
 from datamanager.base.errors import DataManagerError
 from datamanager.config.durations import parse_duration
 from datamanager.config.model import Config
@@ -64,15 +66,18 @@ def gather(context: Context, cluster: str | None = None, *, patience_seconds: fl
         context.cluster(cluster)
     wanted = {name: one.repository for name, one in config.clusters.items() if cluster in (None, name)}
     looks = start_looks(context, config.repositories, wanted)
+    archives = start_wal_looks(context, {name: config.clusters[name] for name in sorted(wanted)})
     recalled = start_recalling(context, _with_only_repository(wanted, config), looks)
+    began = time.monotonic()
     wait(looks, patience_seconds)
+    wait_wal(archives, began + patience_seconds - time.monotonic())
     recalled.read.wait(_STATE_SECONDS)
     recalled.ended.wait(_REMEMBER_SECONDS)
     beat = read_beat(context.home.planner_file)
     alive = beat is not None and beat.alive(situation.now)
     situation = replace(
         situation,
-        clusters=[_cluster_facts(name, looks, recalled) for name in sorted(wanted)],
+        clusters=[_with_wal(_cluster_facts(name, looks, recalled), archives, looks) for name in sorted(wanted)],
         repositories=[_repository_facts(look, recalled) for look in looks],
         troubles=_troubles(recalled),
         planner_alive=alive,
@@ -80,6 +85,14 @@ def gather(context: Context, cluster: str | None = None, *, patience_seconds: fl
         proof_limit=parse_duration(config.proof.limit),
     )
     return Status(judge(situation), situation, looks, recalled, beat)
+
+
+def _with_wal(facts: ClusterFacts, archives: Sequence[WalLook], looks: Sequence[Look]) -> ClusterFacts:
+    look = next((one for one in archives if one.cluster == facts.name), None)
+    if look is None:
+        return facts
+    seen = [one.wal[facts.name] for one in looks if facts.name in one.wal]
+    return replace(facts, wal=wal_facts(look, max(seen, key=lambda one: one.newest, default=None)))
 
 
 def _with_only_repository(clusters: dict[str, str | None], config: Config) -> dict[str, str | None]:

@@ -6,6 +6,7 @@ that reads the database, the network or a repository is done by children under t
 
     supervisor (root, or the account itself)
     ├── serve --role planner      decides, queues, begins jobs; ends when its standard input does
+    ├── wal start CLUSTER         archives the WAL of a cluster that wants it; ends when its standard input does
     ├── serve --role services     starts what killed runs had stopped; for a while
     └── serve --role tell         tells people that the planner does not run; for a while
 """
@@ -32,6 +33,7 @@ from datamanager.app.serve_account import (
 )
 from datamanager.app.serve_children import PLANNER, Errand, PlannerProcess, end_former_planner
 from datamanager.app.service import program
+from datamanager.app.wal_children import WalChildren
 from datamanager.base.errors import Busy, ConfigurationError, DataManagerError
 from datamanager.config.home import Home
 from datamanager.jobs.service_journal import journal_names
@@ -132,6 +134,7 @@ class _Supervisor:
         self._say = say
         self._planner: PlannerProcess | None = None
         self._errands: dict[str, Errand] = {}
+        self._receivers = WalChildren(context, lambda words: self._begin(words, account), say, options.hung_seconds)
         self._deaths = 0
         self._begin_at = 0.0
         self._told_at = -_TOLD_AGAIN_SECONDS
@@ -172,6 +175,7 @@ class _Supervisor:
         if now - self._kept_house_at >= _HOUSEKEEPING_SECONDS:
             self._kept_house_at = now
             self._keep_house()
+        self._receivers.look(now)
 
     def _died(self, planner: PlannerProcess, cause: str, now: float) -> None:
         self._planner = None
@@ -251,6 +255,7 @@ class _Supervisor:
 
     def _end(self) -> None:
         planner = self._planner
+        self._receivers.ask()
         if planner is not None:
             planner.ask()
             # The service manager counts as well; it is told that this is no hang.
@@ -261,6 +266,7 @@ class _Supervisor:
             if planner.runs:
                 self._say("The planner did not end in time; it was killed.")
             planner.kill()
+        self._receivers.end(self._notifier.alive)
         for errand in self._errands.values():
             errand.end()
         self._say("The service has ended.")

@@ -3,7 +3,7 @@
     not protected  1   no database server, no enabled schedule, no backup, two planned backups in a row missing, a test
                        restore that failed or is too long ago, a planner that does not run, a state that cannot be read
     at risk        3   never proven, dates in the future, a planned backup missing, a failed run, damage, a backup
-                       location too long away
+                       location too long away, a WAL archive that stands still or has a gap since the newest backup
     safe           0   all else; recommendations and notes change nothing
 
 ``Finding`` and ``Severity`` are in ``state/finding.py``, where notifications can import them.
@@ -18,6 +18,7 @@ from datetime import timedelta
 
 from datamanager.app.past_words import ago, length, when
 from datamanager.app.verdict_facts import BackupFact, ClusterFacts, Situation
+from datamanager.app.verdict_wal import newest_moment, of_wal
 from datamanager.schedule.words import counted
 from datamanager.state.finding import MACHINE_OFF, ONE_PLACE, READS_EVERYTHING, RECOMMENDATIONS, Finding, Severity
 
@@ -32,8 +33,19 @@ _DAY = timedelta(days=1)
 _CLOCKS_DIFFER = timedelta(hours=2)
 # Of findings that are equally bad the one that explains the others comes first.
 _ORDER = (
-    *("service", "configuration", "state", "no-cluster", "no-backup", "unknown", "no-schedule", "planner"),
+    *(
+        "service",
+        "wal-waiting",
+        "configuration",
+        "state",
+        "no-cluster",
+        "no-backup",
+        "unknown",
+        "no-schedule",
+        "planner",
+    ),
     *("clock", "overdue", "failed", "test-failed", "proof-old", "not-proven", "test-not-done", "damaged"),
+    *("wal-off", "wal-gap", "wal-slot", "wal-old", "wal-room"),
     *("damaged-place", "away", *RECOMMENDATIONS, "remembered"),
 )
 
@@ -146,6 +158,7 @@ def _of_cluster(cluster: ClusterFacts, situation: Situation) -> list[Finding]:
         )
         found.append(Finding(f"no-schedule:{name}", Severity.NOT_PROTECTED, name, sentence, command))
     found += _of_failed_runs(cluster, situation)
+    found += of_wal(cluster, situation)
     if cluster.newest is None:
         return [*found, _without_backup(cluster, situation)]
     return [
@@ -326,7 +339,9 @@ def _last_copies(situation: Situation) -> str:
 
 
 def _risk(cluster: ClusterFacts, situation: Situation) -> Risk:
-    lost = None if cluster.newest is None else max(timedelta(), situation.now - cluster.newest.ended)
+    lost = None
+    if cluster.newest is not None:
+        lost = max(timedelta(), situation.now - newest_moment(cluster.newest.ended, cluster.wal, situation.now))
     passed = cluster.passed_test
     seconds = passed.restore_seconds if passed is not None else None
     return Risk(cluster.name, lost, None if seconds is None else timedelta(seconds=seconds))

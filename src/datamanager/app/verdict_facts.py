@@ -78,6 +78,38 @@ class ProofFact:
 
 
 @dataclass(frozen=True, slots=True)
+class WalFacts:
+    """The archive of a cluster's WAL.
+
+    Args:
+        running: a receiver lives; connected - it receives.
+        error: why there is no receiver, or no connection; empty when that is not known.
+        ended: when the last receiver was heard of; None when none was.
+        newest: when the newest byte came into the archive; behind - the server has written more, None when not known.
+        slot_missing, slot_lost: the server has no slot of it, or gave it up.
+        retained_bytes, limit_bytes: what the slot keeps on the server, and may; None when not known, or no limit.
+        synchronous: commits wait for the receiver; waiting - so many do now, None when not known.
+        continuous: it is known to go on from the newest backup without a gap.
+        gap_since: when the first WAL behind a gap came that is newer than the newest backup; None without one.
+    """
+
+    running: bool = False
+    connected: bool = False
+    error: str = ""
+    ended: datetime | None = None
+    newest: datetime | None = None
+    behind: bool | None = None
+    slot_missing: bool = False
+    slot_lost: bool = False
+    retained_bytes: int | None = None
+    limit_bytes: int | None = None
+    synchronous: bool = False
+    waiting: int | None = None
+    continuous: bool = False
+    gap_since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterFacts:
     """What is known of one cluster.
 
@@ -95,6 +127,7 @@ class ClusterFacts:
             that passed.
         failed_test_run: a test restore that could not be done, newer than any other.
         declined: recommendations that were declined, with their reasons, by kind.
+        wal: the archive of its WAL; None where nobody asked for one, and no commit waits for it.
     """
 
     name: str
@@ -111,6 +144,7 @@ class ClusterFacts:
     passed_test: ProofFact | None = None
     failed_test_run: RunFact | None = None
     declined: Mapping[str, str] = field(default_factory=dict)
+    wal: WalFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@
     │   ├── StreamBroken               24   (retryable) the connection or the server went away midway
     │   ├── ServerDidNotStart          25
     │   ├── ProgramMissing             26   a PostgreSQL program is not installed
-    │   └── IncrementRefused           27   the server cannot send only what changed; a full read can still be made
+    │   ├── IncrementRefused           27   the server cannot send only what changed; a full read can still be made
+    │   └── RestoreFailed              28   it refused a statement of a dump, or PostgreSQL a restored directory
     ├── StoreError                          where sealed bytes land
     │   ├── StoreUnavailable           30   (retryable)
     │   ├── StoreUnplugged             31   the drive is not there
@@ -36,7 +37,8 @@
     └── RestoreRefused                      nothing was touched
         ├── TargetUnfit                50   not empty, not writable, in use
         ├── TargetTooSmall             51
-        └── ServerMismatch             52   another version, system or architecture
+        ├── ServerMismatch             52   another version, system or architecture
+        └── TargetUnreachable          53   no backup and WAL lead to that moment
 
 ``exit_code`` is stable and unique; ``hint`` is a full sentence that names what to do next.
 """
@@ -132,6 +134,12 @@ class IncrementRefused(ServerError):
 
     exit_code = 27
     default_hint = "Run `datamanager cluster check NAME` to see what the server lacks for an increment."
+
+
+class RestoreFailed(ServerError):
+    """A foreign file that could not be restored whole."""
+
+    exit_code = 28
 
 
 class StoreError(DataManagerError):
@@ -233,6 +241,13 @@ class TargetTooSmall(RestoreRefused):
 
 class ServerMismatch(RestoreRefused):
     exit_code = 52
+
+
+class TargetUnreachable(RestoreRefused):
+    """No backup and WAL lead to the moment that was asked for; the message tells what can be reached."""
+
+    exit_code = 53
+    default_hint = "Choose a moment that can be reached; `datamanager wal status` shows them all."
 
 
 class StateError(DataManagerError):

@@ -187,8 +187,13 @@ def set_(session: Session, name: str, assignments: tuple[str, ...]) -> Outcome:
 @click.argument("name")
 @click.option("--keep-settings", is_flag=True, help="Leave the server's settings as this program has set them.")
 def remove(session: Session, name: str, keep_settings: bool) -> Outcome:
-    """Forget a cluster. Its backups stay where they are; settings of its server that were changed here go back."""
-    released = clusters.remove(session.context, name, keep_settings=keep_settings)
+    """Forget a cluster. Its backups stay where they are; settings of its server that were changed here go back.
+
+    The archive of its WAL ends, and its replication slot is dropped.
+    """
+    removed = clusters.remove(session.context, name, keep_settings=keep_settings)
     text = f"Cluster {name} was removed from the configuration; its backups stay."
-    told = settings_offer.released(released)
-    return Outcome("\n".join([text, *told.lines]), {"cluster": name, **told.data}, told.warnings, log=text)
+    told = settings_offer.released(removed.settings)
+    lines = [text, *(f"Replication slot {one} was dropped." for one in removed.archive.dropped), *told.lines]
+    data = {"cluster": name, **told.data, "slots_dropped": list(removed.archive.dropped)}
+    return Outcome("\n".join(lines), data, [*removed.archive.warnings, *told.warnings], log=text)

@@ -54,7 +54,9 @@ def _parsed(words: list[str]) -> tuple[Invocation, click.Context]:
         name, command, rest = context.command.resolve_command(context, rest)
         if isinstance(command, Command):
             made = command.make_context(name, rest, parent=context)
-            return command.call(made), made
+            # It may have made the context of one of its verbs.
+            called = made.command if isinstance(made.command, Command) else command
+            return called.call(made), made
         if not isinstance(command, click.Group):
             break
         context = click.Context(command, info_name=name, parent=context)

@@ -230,6 +230,11 @@ def report_error(error: DataManagerError, *, json_lines: bool) -> None:
         _write_error(sys.stderr, error)
 
 
+def report_result(values: Mapping[str, Any]) -> None:
+    """The result of a command that is no run, for programs."""
+    _Lines(sys.stdout).write(_json_line("result", values))
+
+
 def _write_error(stream: TextIO, error: DataManagerError) -> None:
     lines = _Lines(stream)
     lines.write(f"error: {error.message}")

@@ -104,12 +104,18 @@ def verify(
     title, result = checks.verify(session.context, repository, wanted, unlocking)
     lines = [
         f"Verified {title}: {len(result.backups)} backups, {format_size(result.bytes)} read from {result.objects} "
-        f"objects ({result.packs_read} of {result.packs} data packs) in {format_duration(result.seconds)}.",
+        f"objects ({result.packs_read} of {result.packs} data packs{_wal_words(result)}) in "
+        f"{format_duration(result.seconds)}.",
         *_damage_lines(result),
         *_age_lines(result),
     ]
     data = {"repository": title, "depth": wanted.depth, **_verify_fields(result)}
     return _judged("verify", title, result, lines, data, [])
+
+
+def _wal_words(result: VerifyResult) -> str:
+    wal = result.wal
+    return f", {wal.stretches_read} of {wal.stretches} stretches of WAL" if wal.stretches else ""
 
 
 def _wanted(
@@ -170,6 +176,8 @@ def _verify_fields(result: VerifyResult) -> dict[str, Any]:
         "bytes": result.bytes,
         "packs": result.packs,
         "packs_read": result.packs_read,
+        "wal_stretches": result.wal.stretches,
+        "wal_stretches_read": result.wal.stretches_read,
         "oldest_unread_seconds": (
             None if result.oldest_unread_seconds is None else round(result.oldest_unread_seconds)
         ),

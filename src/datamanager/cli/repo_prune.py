@@ -14,6 +14,7 @@ from datamanager.cli.outcome import Outcome
 if TYPE_CHECKING:
     from datamanager.app import prune as app_prune
     from datamanager.app.opening import Unlocking
+    from datamanager.cli import wal_prune_text
     from datamanager.cli.session import Session
     from datamanager.engine.prune import run as engine_prune
     from datamanager.engine.prune.run import PruneResult
@@ -22,6 +23,7 @@ else:
     app_prune = lazy("datamanager.app.prune")
     engine_prune = lazy("datamanager.engine.prune.run")
     repository_format = lazy("datamanager.repository.format")
+    wal_prune_text = lazy("datamanager.cli.wal_prune_text")
 
 
 @click.command(
@@ -54,11 +56,17 @@ def prune(
 
     On a drive of this computer with nobody else at work everything goes at once. Otherwise it is only marked, and a
     prune a day later takes it. While a backup cannot be read, nothing is deleted.
+
+    WAL goes that no backup needs any more, or that lies before a cluster's `wal_window`, but only with nobody else at
+    work; it is said from when on every moment can still be restored.
     """
     options = engine_prune.PruneOptions(max_repack, dry_run)
-    title, result = app_prune.prune(session.context, repository, options, unlocking)
-    lines = [*_plan_lines(result)] if dry_run else []
-    return Outcome("\n".join([*lines, _summary(title, result)]), _fields(title, result))
+    pruned = app_prune.prune(session.context, repository, options, unlocking)
+    title, result = pruned.title, pruned.backups
+    lines = [*_plan_lines(result), *wal_prune_text.plan_lines(pruned.wal)] if dry_run else []
+    lines += [_summary(title, result), *wal_prune_text.summary_lines(pruned.wal, dry_run=dry_run)]
+    data = {**_fields(title, result), **wal_prune_text.fields(pruned.wal)}
+    return Outcome("\n".join(lines), data)
 
 
 def _plan_lines(result: PruneResult) -> list[str]:

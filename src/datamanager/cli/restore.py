@@ -1,52 +1,67 @@
-"""``datamanager restore``: get a backup back into a new directory."""
+"""``datamanager restore``: get a backup, or a moment after it, back into a new directory."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from datamanager.base.errors import UsageError
-from datamanager.base.units import format_duration, format_size
-from datamanager.cli.command import Command, key_options
+from datamanager.cli.command import key_options
 from datamanager.cli.lazy import lazy
 from datamanager.cli.outcome import Outcome
+from datamanager.cli.restore_file import FileOptions, FilePlace, file_options, is_file, restore_file
+from datamanager.cli.restore_in_place import (
+    PlaceOptions,
+    complete,
+    forget,
+    kept,
+    place_options,
+    restore_in_place,
+    undo,
+)
+from datamanager.cli.restore_paused import drop, finish
+from datamanager.cli.verbs import CommandWithVerbs
 
 if TYPE_CHECKING:
-    from datamanager.app import restores, started
+    from datamanager.app import moments, restores, started
     from datamanager.app.opening import Unlocking
-    from datamanager.app.restores import Restored
-    from datamanager.cli import backup_text, outside_text
+    from datamanager.cli import restore_text
     from datamanager.cli.session import Session
-    from datamanager.engine.restore.plan import RestorePlan
 else:
+    moments = lazy("datamanager.app.moments")
     restores = lazy("datamanager.app.restores")
     started = lazy("datamanager.app.started")
-    backup_text = lazy("datamanager.cli.backup_text")
-    outside_text = lazy("datamanager.cli.outside_text")
+    restore_text = lazy("datamanager.cli.restore_text")
 
 
 @click.command(
     "restore",
-    cls=Command,
+    cls=CommandWithVerbs,
+    verbs={"undo": undo, "kept": kept, "forget": forget, "complete": complete, "finish": finish, "drop": drop},
     examples=[
         "datamanager restore latest --cluster office --target /srv/restored",
+        'datamanager restore latest --to-time "2026-11-23 14:30" --zone Europe/Berlin --target /srv/restored',
+        "datamanager restore latest --to-name before-import --target /srv/restored --pause",
+        "datamanager restore latest --cluster office --in-place --dry-run",
+        'datamanager restore latest --cluster office --in-place --to-time "2026-11-23 14:30" --confirm office',
         "datamanager restore 1a2b3c4d --target /srv/restored --dry-run",
         "datamanager restore latest --repo /media/backup/datamanager --recovery-code-file code.txt --target /srv/new",
         "datamanager restore latest --target /srv/new --tablespace-map /old/space=/srv/space",
+        "datamanager restore /media/usb/clinic.dump --into clinic_again --cluster office",
+        "datamanager restore /media/usb/basebackup --target /srv/restored",
     ],
     job=True,
     heavy=True,
     if_failed="Nothing complete was restored, and an unfinished directory does not start; the backup is as it was.",
 )
-@click.argument("backup", metavar="ID|latest")
+@click.argument("backup", metavar="ID|latest|FILE")
 @click.option(
     "--target",
     type=click.Path(path_type=Path),
-    required=True,
     metavar="DIR",
-    help="New data directory; absent or empty.",
+    help="New data directory; absent or empty. Needed but for the dump of a database.",
 )
 @click.option("--cluster", metavar="NAME", help="For `latest`: of this cluster.")
 @click.option(
@@ -62,58 +77,105 @@ else:
 @click.option(
     "--owner", metavar="NAME", help="The account that gets the files; needs root, which else takes `postgres`."
 )
+@click.option("--to-time", metavar="TIME", help="As it was then: with every commit up to that time.")
+@click.option("--to-lsn", metavar="LSN", help="Up to that position of the WAL, as 0/5A3F1C8.")
+@click.option("--to-name", metavar="NAME", help="Up to a restore point, made with pg_create_restore_point.")
+@click.option("--timeline", type=click.IntRange(1), metavar="N", help="Along that timeline; else the newest.")
+@click.option("--zone", metavar="ZONE", help="Whose clocks --to-time is on, as Europe/Berlin; else this computer's.")
+@click.option("--pause", is_flag=True, help="Do not promote: leave a server at that moment, read-only, to look first.")
 @click.option("--any-platform", is_flag=True, help="Restore the files although another system wrote them.")
 @click.option("--start", is_flag=True, help="Start a server on it, cut off from archive, network and other servers.")
-@click.option("--port", type=click.IntRange(1, 65535), default=5433, show_default=True, help="With --start: its port.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=5433, show_default=True, help="With --start or --pause: its port."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be done and stop.")
+@place_options
+@file_options
 @key_options
 def command(
     session: Session,
     backup: str,
-    target: Path,
+    target: Path | None,
     cluster: str | None,
     repository: str | None,
     mappings: tuple[str, ...],
     owner: str | None,
+    to_time: str | None,
+    to_lsn: str | None,
+    to_name: str | None,
+    timeline: int | None,
+    zone: str | None,
+    pause: bool,
     any_platform: bool,
     start: bool,
     port: int,
     dry_run: bool,
     unlocking: Unlocking,
+    for_file: FileOptions,
+    for_place: PlaceOptions,
 ) -> Outcome:
-    """Restore a backup into a new directory. Nothing that exists is ever overwritten.
+    """Restore a backup into a new directory, as it is or with the archived WAL replayed up to a moment.
 
-    ID is the whole name of a backup, its beginning, its last eight characters, or `latest`.
+    Nothing that exists is ever overwritten: --in-place keeps what it replaces, for `restore undo`. `latest` means the
+    newest moment that the archive of WAL reaches; without an archive, the end of the newest backup. ID is the whole
+    name of a backup, its beginning or its last eight characters, and means that backup's own end, or with --to-time,
+    --to-lsn or --to-name where to begin.
+
+    FILE is what other programs made, told by its content: a dump of pg_dump goes into a new database of a running
+    server, one of pg_dumpall, a pg_basebackup (directory or tar) and an export into a new directory.
     """
-    if start and dry_run:
-        raise UsageError("read options: --start and --dry-run contradict each other", hint="Give one of them.")
-    request = restores.Request(backup, target, repository, cluster, _mapped(mappings), owner, any_platform)
+    if is_file(backup):
+        others: dict[str, object] = {
+            "--repo": repository,
+            "--any-platform": any_platform,
+            "--pause": pause,
+            "--to-time": to_time,
+            "--in-place": for_place != PlaceOptions(),
+        }
+        others |= {"--to-lsn": to_lsn, "--to-name": to_name, "--timeline": timeline, "--zone": zone}
+        place = FilePlace(target, cluster, _mapped(mappings), owner)
+        return restore_file(
+            session, backup, for_file, place, unlocking, others, start_at=port if start else None, dry_run=dry_run
+        )
+    moment = moments.Moment(to_time, to_lsn, to_name, timeline, zone)
+    if for_place.in_place:
+        others = {
+            "--target": target,
+            "--tablespace-map": mappings,
+            "--owner": owner,
+            "--pause": pause,
+            "--start": start,
+        }
+        others |= {"--any-platform": any_platform, "--into": for_file != FileOptions()}
+        return restore_in_place(
+            session, backup, cluster, repository, moment, for_place, unlocking, others, dry_run=dry_run
+        )
+    for_place.require_unused()
+    target = for_file.refused(target)
+    _refuse_contradictions(start=start, pause=pause, dry_run=dry_run)
+    request = restores.Request(
+        backup, target, repository, cluster, _mapped(mappings), owner, any_platform, moment, pause, port
+    )
     restored = restores.run(session.context, request, unlocking, dry_run=dry_run)
-    plan, result = restored.plan, restored.result
-    data = {**_fields(plan), "owner": restored.owner, "dry_run": dry_run}
+    result = restored.result
+    data = {**restore_text.fields(restored, request), "dry_run": dry_run}
+    warnings = [*restored.plan.warnings, *restored.warnings]
     if result is None:
-        return Outcome(_planned(restored), data, plan.warnings)
-    text = (
-        f"Backup {plan.manifest.backup} ({plan.manifest.label}) was restored to {result.target}: {result.files} files, "
-        f"{format_size(result.bytes)} in {format_duration(result.seconds)}."
-        f"{outside_text.sentences(restored.outside, result.target)}"
-    )
-    data |= {"files": result.files, "bytes": result.bytes, "seconds": round(result.seconds, 3)}
-    data |= outside_text.fields(restored.outside)
-    if not start:
-        return Outcome(text, data, result.warnings)
-    running = started.start(session.context, restored, port)
-    text += (
-        f'\nA server runs on it, for the account {running.account} only.\nConnect with: psql "{running.conninfo}"\n'
-        f"Stop it with: {running.stop_command}\nIts log and socket are in {running.side}."
-    )
-    data["server"] = {
-        "conninfo": running.conninfo,
-        "account": running.account,
-        "folder": str(running.side),
-        "stop_command": running.stop_command,
-    }
-    return Outcome(text, data, result.warnings)
+        return Outcome(restore_text.planned(restored, request), data, warnings)
+    text = restore_text.done(restored, result, request)
+    data |= restore_text.result_fields(restored, result)
+    warnings += result.warnings
+    if start:
+        running = started.start(session.context, restored, port)
+        text += restore_text.server_sentences(running)
+        data["server"] = restore_text.server_fields(running)
+    return Outcome(text, data, warnings)
+
+
+def _refuse_contradictions(*, start: bool, pause: bool, dry_run: bool) -> None:
+    for given, name in ((dry_run, "--dry-run"), (pause, "--pause")):
+        if start and given:
+            raise UsageError(f"read options: --start and {name} contradict each other", hint="Give one of them.")
 
 
 def _mapped(mappings: tuple[str, ...]) -> dict[str, Path]:
@@ -126,29 +188,3 @@ def _mapped(mappings: tuple[str, ...]) -> dict[str, Path]:
             )
         found[old] = Path(new)
     return found
-
-
-def _planned(restored: Restored) -> str:
-    plan, manifest = restored.plan, restored.plan.manifest
-    lines = [
-        f"Would restore backup {manifest.backup} ({manifest.label}) of {manifest.cluster}, "
-        f"made {backup_text.local_time(manifest.started)}.",
-        f"Target: {plan.options.target}, PostgreSQL {manifest.version}; the files will belong to {restored.owner}.",
-    ]
-    lines += [f"Tablespace {oid}: {path}." for oid, path in plan.links.items()]
-    lines += [
-        f"{one.path}: needs {format_size(one.need)}, its volume has {format_size(one.free)} free."
-        for one in plan.volumes
-    ]
-    return "\n".join(lines)
-
-
-def _fields(plan: RestorePlan) -> dict[str, Any]:
-    return {
-        **backup_text.fields(plan.manifest),
-        "target": str(plan.options.target),
-        "tablespace_directories": {str(oid): str(path) for oid, path in plan.links.items()},
-        "volumes_needed": [
-            {"path": str(one.path), "need_bytes": one.need, "free_bytes": one.free} for one in plan.volumes
-        ],
-    }

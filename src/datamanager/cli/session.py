@@ -194,12 +194,17 @@ class Session:
 
     def confirm(self, question: str) -> bool | None:
         """Ask a person at a terminal; Enter means no. None when there is nobody to ask. Raises: Cancelled."""
+        answer = self.answer(f"{question} [y/N]")
+        return None if answer is None else answer.lower() in ("y", "yes")
+
+    def answer(self, question: str) -> str | None:
+        """What a person at a terminal types. None when there is nobody to ask. Raises: Cancelled."""
         if isinstance(self.console, JsonConsole) or not (sys.stdin.isatty() and sys.stdout.isatty()):
             return None
         self.console.close()
         self.prompting = True
         try:
-            return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+            return input(f"{question} ").strip()
         except (EOFError, KeyboardInterrupt):
             raise Cancelled("read answer: stopped") from None
         finally:

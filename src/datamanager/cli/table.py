@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, Entry] = {
     "backup": Entry("datamanager.cli.backup", "Make backups, list them, export them."),
     "expire": Entry("datamanager.cli.expire", "Let the backups go that the retention of a cluster does not keep."),
     "restore": Entry("datamanager.cli.restore", "Restore a backup into a new directory."),
+    "wal": Entry("datamanager.cli.wal", "WAL: the archive from which every moment can be restored."),
     "drill": Entry("datamanager.cli.drill", "Test restores: prove that a backup comes back."),
     "schedule": Entry("datamanager.cli.schedule", "Schedules: backups and other jobs that run by themselves."),
     "job": Entry("datamanager.cli.job", "Jobs: what ran, what runs and what waits, their logs, and ending one."),

@@ -1,7 +1,7 @@
 """Where this program keeps its own files.
 
     config folder   config.toml, keys/NAME.key
-    state folder    logs/, runs/, services/, drills/, scratch/, state.sqlite, planner.json
+    state folder    logs/, runs/, services/, drills/, scratch/, wal/, state.sqlite, planner.json
 
 ``DATAMANAGER_HOME`` wins and is both; else the home that every account finds, ``/etc/datamanager`` with
 ``/var/lib/datamanager`` (on Windows ``config`` and ``state`` below ``DataManager`` of ProgramData), where the first
@@ -75,6 +75,11 @@ class Home:
     def services(self) -> Path:
         """What runs wrote down of the services that they stopped."""
         return self.state / "services"
+
+    @property
+    def wal(self) -> Path:
+        """What the receivers of WAL say of themselves, their locks, and requests that they end."""
+        return self.state / "wal"
 
     def key_file(self, repository: str) -> Path:
         """Where the key file of a repository lies."""

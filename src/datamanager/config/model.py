@@ -1,7 +1,7 @@
 """The one declaration of what ``config.toml`` may say; help, checks and the reference come from it.
 
 [repositories.NAME]   url, key_file | open
-[clusters.NAME]       conninfo, repository, password_file, install_path, compress_level, threads, max_rate, keep_*, ...
+[clusters.NAME]       conninfo, repository, password_file, install_path, compress_level, max_rate, keep_*, wal, ...
 [state]               url, password_file
 [proof]               limit
 [metrics]             host, anybody
@@ -32,6 +32,7 @@ from datamanager.config.state_url import check_state_url
 from datamanager.system.commands import split_command
 
 MIN_RATE_BYTES, MAX_RATE_BYTES = 32 << 10, 1 << 30  # what BASE_BACKUP's MAX_RATE takes
+MIN_WAL_INTERVAL, MAX_WAL_INTERVAL = 0.1, 3600.0
 
 
 class Checkpoint(StrEnum):
@@ -79,6 +80,8 @@ RepositoryName = Annotated[str, _name_of("repository")]
 ServiceName = Annotated[str, _name_of("service")]
 Duration = Annotated[str, AfterValidator(check_duration)]
 Keep = Annotated[int, Field(ge=0, le=1_000_000)]
+# Source: PostgreSQL src/backend/replication/slot.c, ReplicationSlotValidateName.
+SlotName = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,63}$")]
 Rate = Annotated[int, BeforeValidator(_rate), Field(ge=MIN_RATE_BYTES, le=MAX_RATE_BYTES)]
 
 
@@ -130,6 +133,18 @@ class ClusterConfig(_Section):
     keep_yearly: Keep | None = Field(None, description="`expire` keeps the newest of so many years with a backup")
     keep_minimum: int = Field(
         1, ge=1, le=1_000_000, description="so many of the newest undamaged backups stay whatever the other options say"
+    )
+    wal: bool = Field(False, description="true lets `serve` archive its WAL all the time")
+    wal_interval: float = Field(
+        3.0, ge=MIN_WAL_INTERVAL, le=MAX_WAL_INTERVAL, description="WAL is sealed after so many seconds at the latest"
+    )
+    wal_synchronous: bool = Field(False, description="true lets commits wait until their WAL is in the repository")
+    wal_window: Duration | None = Field(
+        None,
+        description="every moment so far back can be restored, as in 14d; when absent all since the oldest kept backup",
+    )
+    wal_slot: SlotName | None = Field(
+        None, description="replication slot of its WAL archive; named after cluster and repository when absent"
     )
 
 

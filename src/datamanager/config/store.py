@@ -67,7 +67,7 @@ class ConfigEditor:
         self._document = _parse(self._before, path)
         self.config = _validate(self._document, path)
 
-    def set(self, keys: tuple[str, ...], value: str | int | bool | list[str] | None) -> None:
+    def set(self, keys: tuple[str, ...], value: str | int | float | bool | list[str] | None) -> None:
         """Give the option at ``keys`` a value; None takes it away, so that its default holds."""
         table: Any = self._document
         for key in keys[:-1]:
@@ -86,7 +86,7 @@ class ConfigEditor:
         Args: name - None for a section that stands alone (``notify``).
         """
         keys = (section,) if name is None else (section, name)
-        value: str | int | bool | list[str] | None = text or None
+        value: str | int | float | bool | list[str] | None = text or None
         if text:
             present = self._document.unwrap()
             for key in keys:
@@ -94,7 +94,8 @@ class ConfigEditor:
             with contextlib.suppress(ValidationError):
                 read = _model(section).model_validate({**present, option: text}).model_dump(mode="json")[option]
                 # A size keeps the unit that it was written with.
-                value = read if isinstance(read, bool | list) or (isinstance(read, int) and text.isdigit()) else text
+                plain = isinstance(read, bool | float | list) or (isinstance(read, int) and text.isdigit())
+                value = read if plain else text
         self.set((*keys, option), value)
 
     def remove(self, keys: tuple[str, ...]) -> None:

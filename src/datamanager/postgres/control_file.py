@@ -68,6 +68,7 @@ class ControlFile:
     max_locks_per_transaction: int
     control_version: int = 0
     wal_log_hints: bool = False
+    track_commit_timestamp: bool = False
 
     @property
     def is_clean(self) -> bool:
@@ -165,7 +166,7 @@ def _from_values(values: tuple[Any, ...]) -> ControlFile:
     redo, timeline, previous = values[6:9]
     (
         _, minimum, minimum_timeline, backup_start, _, end_required, wal_level, hints,
-        connections, workers, senders, prepared, locks, _, _, _,
+        connections, workers, senders, prepared, locks, timestamps, _, _,
         block, segment, wal_block, wal_segment, _, _, _, _, _, checksums,
     ) = values[23:49]  # fmt: skip
     return ControlFile(
@@ -193,6 +194,7 @@ def _from_values(values: tuple[Any, ...]) -> ControlFile:
         max_locks_per_transaction=locks,
         control_version=version,
         wal_log_hints=hints,
+        track_commit_timestamp=timestamps,
     )
 
 
@@ -229,4 +231,5 @@ def parse_control_data(text: str) -> ControlFile:
         max_locks_per_transaction=int(values["max_locks_per_xact setting"]),
         control_version=int(values["pg_control version number"]),
         wal_log_hints=values["wal_log_hints setting"] == "on",
+        track_commit_timestamp=values["track_commit_timestamp setting"] == "on",
     )

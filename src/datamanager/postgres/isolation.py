@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -21,13 +21,18 @@ Identity = tuple[int, int]
 
 
 def assert_tablespaces_isolated(
-    data_directory: Path, planned: Mapping[int, Path], running_directories: Iterable[Path]
+    data_directory: Path,
+    planned: Mapping[int, Path],
+    running_directories: Iterable[Path],
+    *,
+    within: Collection[Path] = (),
 ) -> None:
     """Refuse to start a directory that could touch anything outside its plan.
 
     Args:
         planned: where each tablespace was restored to, by its OID; an in-place one to its folder in pg_tblspc.
         running_directories: data directories of the clusters that run on this machine.
+        within: resolved directories of them that the restored ones may lie in, but not be.
 
     Raises: TargetUnfit.
     """
@@ -47,7 +52,7 @@ def assert_tablespaces_isolated(
         raise TargetUnfit(f"check restored directory: tablespace {missing[0]} of the plan has no link", hint=_HINT)
     ours = _by_identity([data_directory])
     live = _by_identity(running_directories)
-    _refuse_overlap(ours, live)
+    _refuse_overlap(ours, live, within)
     _refuse_overlap(live, ours)
 
 
@@ -104,12 +109,14 @@ def _by_identity(directories: Iterable[Path]) -> dict[Identity, Path]:
     return {identity: place for identity, place in found.items() if identity is not None}
 
 
-def _refuse_overlap(inner: Mapping[Identity, Path], outer: Mapping[Identity, Path]) -> None:
+def _refuse_overlap(
+    inner: Mapping[Identity, Path], outer: Mapping[Identity, Path], within: Collection[Path] = ()
+) -> None:
     """Raise when a directory of ``inner`` is one of ``outer`` or lies within it."""
     for place in inner.values():
         resolved = place.resolve()
         for part in (resolved, *resolved.parents):
             identity = _identity(part)
-            if identity is not None and identity in outer:
+            if identity is not None and identity in outer and (part == resolved or part not in within):
                 message = f"check restored directory: {place} and {outer[identity]} overlap, and a cluster runs on one"
                 raise TargetUnfit(message, hint=_HINT)

@@ -180,3 +180,19 @@ def test_pieces_in_any_order_and_overlap_say_exactly_what_they_cover(cuts: list[
     assert {at for one in line.reach() for at in range(one.start - start, one.end - start)} == covered
     for one in line.reach():
         assert line.read(one.start, one.end) == data[one.start - start : one.end - start]
+
+
+def test_an_abandoned_line_is_known_until_it_is_taken_up_again() -> None:
+    repository = new_repository()
+    archive = WalArchive(repository, SYSTEM)
+    line = line_in(repository)
+    assert archive.abandoned() == set()
+    archive.abandon(line)
+    archive.abandon(line)
+    assert archive.abandoned() == {line.id}
+    archive.take_up(line)
+    archive.take_up(line)
+    assert archive.abandoned() == set()
+    archive.abandon(line)
+    archive.drop_record(line)
+    assert keys(repository.storage, "wal/") == []

@@ -105,6 +105,10 @@ class Layout:
             os.ftruncate(descriptor, entry.size)
         finally:
             os.close(descriptor)
+        self._remember(path, entry)
+
+    def _remember(self, path: str, entry: FileEntry) -> None:
+        """Number the file and keep its rows."""
         number = len(self.paths)
         self.paths.append(path)
         self.names.append(entry.path)

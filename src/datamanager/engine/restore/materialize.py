@@ -41,6 +41,7 @@ class Materializer:
     Args:
         on_bytes: told of bytes written, from several threads.
         rules: which pages must have a right checksum; None checks none.
+        layout: makes the files; by default in a directory that has none.
     """
 
     def __init__(
@@ -51,10 +52,11 @@ class Materializer:
         threads: int,
         on_bytes: Callable[[int], None],
         rules: PageRules | None = None,
+        layout: Layout | None = None,
     ) -> None:
         self._repository = repository
         self._contents = contents
-        self._layout = Layout(destination)
+        self._layout = layout or Layout(destination)
         self._threads = threads
         self._on_bytes = on_bytes
         self._rules = rules
@@ -89,7 +91,7 @@ class Materializer:
 
             def work() -> None:
                 checker = None if self._rules is None else PageChecker(self._rules, self._layout.names)
-                with FileWriter(self._layout.paths) as writer:
+                with self._open_files() as writer:
                     for rows in channel:
                         self._write_pack(rows, files, writer, checker, group)
                 if checker is not None:
@@ -100,6 +102,9 @@ class Materializer:
             for rows in packs:
                 channel.put(rows)
             channel.close()
+
+    def _open_files(self) -> FileWriter:
+        return FileWriter(self._layout.paths)
 
     def _facts(self) -> FileFacts:
         sizes = np.array(self._layout.sizes, np.int64)

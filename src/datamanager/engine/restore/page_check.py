@@ -60,7 +60,7 @@ class PageChecker:
         self._files = np.empty(count, np.int64)
         self._end = 0
 
-    def add(self, raw: bytes, places: I64, files: I64, blocks: I64) -> None:
+    def add(self, raw: bytes | memoryview, places: I64, files: I64, blocks: I64) -> None:
         """Pages of one chunk. Args: places - in the chunk; blocks - within the relation. Raises: IntegrityError."""
         count = len(places)
         if self._end + count > len(self._pages):

@@ -69,7 +69,7 @@ def cut_rows(rows: I64, sizes: I64, page_size: int) -> Pieces:
     """
     _, position, file, first, pages = rows.T
     begin = position // PAGES_PER_CHUNK
-    number, nth = _expanded((position + pages - 1) // PAGES_PER_CHUNK - begin + 1)
+    number, nth = expanded((position + pages - 1) // PAGES_PER_CHUNK - begin + 1)
     chunk = begin[number] + nth
     from_page = np.maximum(position[number], chunk * PAGES_PER_CHUNK)
     to_page = np.minimum(position[number] + pages[number], (chunk + 1) * PAGES_PER_CHUNK)
@@ -85,29 +85,30 @@ def cut_rows(rows: I64, sizes: I64, page_size: int) -> Pieces:
     return Pieces(chunk, start, start + size, file, offset, last)
 
 
-def _expanded(counts: I64) -> tuple[I64, I64]:
+def expanded(counts: I64) -> tuple[I64, I64]:
     """Each index as often as its count says, and which of its repetitions each is."""
     number = np.repeat(np.arange(len(counts)), counts)
     return number, np.arange(len(number)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 class CheckedPages:
-    """The pages of a pack whose checksums are checked, handed over chunk by chunk in rising order."""
+    """The pages of a pack whose checksums are checked, handed over chunk by chunk.
+
+    Args: pieces - in order of their chunks.
+    """
 
     def __init__(self, pieces: Pieces, files: FileFacts, page_size: int) -> None:
         first_block = files.first_blocks[pieces.file]
         whole_pages = (pieces.end - pieces.start) // page_size
-        number, nth = _expanded(np.where(first_block >= 0, whole_pages, 0))
+        number, nth = expanded(np.where(first_block >= 0, whole_pages, 0))
         self._chunks = pieces.chunk[number]
         self._places = pieces.start[number] // page_size + nth
         self._files = pieces.file[number]
         self._blocks = first_block[number] + pieces.offset[number] // page_size + nth
-        self._begun = 0
 
-    def hand_over(self, chunk: int, raw: bytes, checker: PageChecker) -> None:
+    def hand_over(self, chunk: int, raw: bytes | memoryview, checker: PageChecker) -> None:
         """Raises: IntegrityError."""
-        end = int(np.searchsorted(self._chunks, chunk, side="right"))
-        if end > self._begun:
-            span = slice(self._begun, end)
+        begin, end = np.searchsorted(self._chunks, [chunk, chunk + 1]).tolist()
+        if end > begin:
+            span = slice(begin, end)
             checker.add(raw, self._places[span], self._files[span], self._blocks[span])
-            self._begun = end

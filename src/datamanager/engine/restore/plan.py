@@ -10,9 +10,10 @@ import contextlib
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Protocol
 
 import psutil
 
@@ -39,6 +40,7 @@ class RestoreOptions:
         tablespaces: where each tablespace goes, by its former location or by its oid.
         owner: account that will own the files; only for a caller with the right to give files away.
         any_platform: restore although operating system or architecture differ (to look at the files only).
+        within: directories of a cluster that the new ones may lie in, resolved: of the one that they are to replace.
     """
 
     target: Path
@@ -46,6 +48,7 @@ class RestoreOptions:
     owner: tuple[int, int] | None = None
     threads: int = 2
     any_platform: bool = False
+    within: frozenset[Path] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,15 @@ class VolumeNeed:
     path: Path
     need: int
     free: int
+
+
+class Sized(Protocol):
+    """Anything that is restored into directories: bytes by tablespace's oid, of everything else as ``base``."""
+
+    @property
+    def tablespaces(self) -> Sequence[Tablespace]: ...
+    @property
+    def volumes(self) -> Mapping[str, int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +88,13 @@ def plan_restore(repository: Repository, manifest: Manifest, options: RestoreOpt
     """
     repository.contents(manifest)
     warnings = list(manifest.warnings)
-    _check_platform(manifest, options)
+    check_platform(manifest, options)
     target = _absolute(options.target)
-    _check_place(target, "target")
-    links = _place_tablespaces(manifest, options, target)
+    check_place(target, "target", options.within)
+    links = place_tablespaces(manifest, options, target)
     for oid, path in links.items():
-        _check_place(path, f"directory of tablespace {oid}")
-    volumes = _needs(manifest, target, links)
+        check_place(path, f"directory of tablespace {oid}", options.within)
+    volumes = volume_needs(manifest, target, links)
     for volume in volumes:
         if volume.need > volume.free:
             raise TargetTooSmall(
@@ -99,7 +111,7 @@ def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100 - keeps links unresolved, as the owner wrote the path
 
 
-def _check_platform(manifest: Manifest, options: RestoreOptions) -> None:
+def check_platform(manifest: Manifest, options: RestoreOptions) -> None:
     system, machine = manifest.server.get("operating_system"), manifest.server.get("architecture")
     here = {"system": platform.system().lower(), "machine": _machine(platform.machine())}
     there = {"system": str(system or "").lower(), "machine": _machine(str(machine or ""))}
@@ -115,13 +127,15 @@ def _machine(name: str) -> str:
     return {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}.get(name.lower(), name.lower())
 
 
-def _check_place(path: Path, what: str) -> None:
+def check_place(path: Path, what: str, within: frozenset[Path]) -> None:
     """Empty or absent, writable, and in no cluster's own directories. Raises: TargetUnfit."""
     try:
         _check_empty(path, what)
     except PermissionError as error:
         raise _not_writable(path, what) from error
     for folder in path.resolve().parents:
+        if folder in within:
+            continue
         with contextlib.suppress(OSError):
             if (folder / "PG_VERSION").is_file() or any(_TABLESPACE.match(one.name) for one in folder.iterdir()):
                 raise TargetUnfit(
@@ -176,7 +190,7 @@ def _not_writable(path: Path, what: str) -> TargetUnfit:
     )
 
 
-def _place_tablespaces(manifest: Manifest, options: RestoreOptions, target: Path) -> dict[int, Path]:
+def place_tablespaces(manifest: Sized, options: RestoreOptions, target: Path) -> dict[int, Path]:
     wanted = {str(key): _absolute(path) for key, path in options.tablespaces.items()}
     links: dict[int, Path] = {}
     for one in manifest.tablespaces:
@@ -207,7 +221,7 @@ def in_place(tablespace: Tablespace) -> bool:
     return not (PurePosixPath(location).is_absolute() or PureWindowsPath(location).is_absolute())
 
 
-def _needs(manifest: Manifest, target: Path, links: dict[int, Path]) -> list[VolumeNeed]:
+def volume_needs(manifest: Sized, target: Path, links: dict[int, Path]) -> list[VolumeNeed]:
     """Room by volume. Zeros count: the server writes them sooner or later."""
     by_device: dict[int, VolumeNeed] = {}
     for name, size in manifest.volumes.items():

@@ -14,7 +14,7 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,9 +44,12 @@ class RestoreResult:
     warnings: list[str]
 
 
-def apply_restore(repository: Repository, plan: RestorePlan, stop: StopToken, listener: Listener) -> RestoreResult:
+def apply_restore(
+    repository: Repository, plan: RestorePlan, stop: StopToken, listener: Listener, *, startable: bool = True
+) -> RestoreResult:
     """Carry out a plan. Until the last step the directory cannot start; a failed one is left for inspection.
 
+    Args: startable - take the last step; else the caller does: ``name_control_file``, ``remove_marks``.
     Raises: IntegrityError, ObjectMissing, StoreError, TargetTooSmall, TargetUnfit, Cancelled.
     """
     began = repository.clock.elapsed()
@@ -76,7 +79,9 @@ def apply_restore(repository: Repository, plan: RestorePlan, stop: StopToken, li
             stop.check()
             for root in (destination.root, *plan.links.values()):
                 sync_tree(root)
-            _finish(destination, plan)
+            if startable:
+                remove_marks(destination.root, plan.links.values())
+                name_control_file(destination.root)
             listener(Touched(f"{files} files, {format_size(manifest.total_bytes)}"))
     finally:
         if lease is not None:
@@ -146,7 +151,9 @@ def _assert_isolated(plan: RestorePlan, destination: Destination) -> None:
     """Nothing may start that could touch another cluster's files (decision 1). Raises: TargetUnfit."""
     folder = destination.root / "pg_tblspc"
     inside = {int(one.name): one for one in folder.glob("[0-9]*") if one.is_dir() and not one.is_symlink()}
-    assert_tablespaces_isolated(destination.root, {**inside, **plan.links}, running_data_directories())
+    assert_tablespaces_isolated(
+        destination.root, {**inside, **plan.links}, running_data_directories(), within=plan.options.within
+    )
 
 
 def _look_into_wal(plan: RestorePlan, destination: Destination) -> list[str]:
@@ -164,11 +171,16 @@ def _look_into_wal(plan: RestorePlan, destination: Destination) -> list[str]:
     return [text for text in found.warnings if text not in plan.warnings]  # a cold backup has told it already
 
 
-def _finish(destination: Destination, plan: RestorePlan) -> None:
-    for folder in (*plan.links.values(), destination.root):
+def remove_marks(root: Path, tablespaces: Iterable[Path]) -> None:
+    """Take away what says that the restore is not finished. Raises: OSError."""
+    for folder in (*tablespaces, root):
         (folder / UNFINISHED_MARK).unlink()
-    before = destination.root / os.fsdecode(UNFINISHED_CONTROL_FILE)
-    after = destination.root / os.fsdecode(CONTROL_FILE)
+
+
+def name_control_file(root: Path) -> None:
+    """Give the control file its name, without which no server starts; durable on return. Raises: OSError."""
+    before = root / os.fsdecode(UNFINISHED_CONTROL_FILE)
+    after = root / os.fsdecode(CONTROL_FILE)
     before.rename(after)
     sync_directory(after.parent)
-    sync_directory(destination.root)
+    sync_directory(root)

@@ -8,6 +8,8 @@
     full      also every stored byte of every pack: chunks decrypted, decompressed, measured and recognized by their
               fingerprint, and every row of every backup points to pages that exist
 
+Archived WAL is read likewise (``wal.py``): records of lines always, stretches as ``sample``, ``rolling``, ``full`` say.
+
 All damages are found, each with the backups that it affects. Where the medium can be written, damaged data packs are
 written down, so that no writer relies on them; what passed ``full`` gets the mark ``verified``; ``rolling`` and
 ``full`` note what was read when. Source: ``docs/format.md`` decision 6.
@@ -24,6 +26,7 @@ from datamanager.base.pipeline import StopToken
 from datamanager.engine.verify.findings import BackupVerdict, Damage, Findings, VerifyOptions
 from datamanager.engine.verify.rolling import oldest_waiting
 from datamanager.engine.verify.steps import VerifyRun
+from datamanager.engine.verify.wal import WalRead, verify_wal
 from datamanager.repository.checked import save_checked
 from datamanager.repository.damaged import DamagedItem, record
 from datamanager.repository.lease import Lease
@@ -42,6 +45,7 @@ class VerifyResult:
 
     Args:
         packs, packs_read: data packs that were looked for, and how many of them were read.
+        wal: the same of archived WAL.
         damaged: data packs, or chunks of them, that no writer may rely on.
         unreferenced_packs: keys of packs that no backup uses: left by cut runs, or being written right now.
         oldest_unread_seconds: for how long the stored byte that has waited longest was neither written nor read by
@@ -53,6 +57,7 @@ class VerifyResult:
     bytes: int
     packs: int
     packs_read: int
+    wal: WalRead
     damages: list[Damage]
     damaged: list[DamagedItem]
     unreferenced_packs: list[str]
@@ -96,6 +101,9 @@ def verify_repository(
         run.layers()
         data = run.packs(now)
         run.rows()
+        wal = WalRead()
+        if options.backups is None:
+            wal = verify_wal(run.repository, options, findings, stop, now)
         verdicts, damaged = run.verdicts(), run.damaged()
         if lease is not None and options.write_down and options.depth != "present":
             _write_down(repository, run, damaged, now, findings)
@@ -113,6 +121,7 @@ def verify_repository(
         bytes=findings.bytes,
         packs=len(run.users) + (len(data.unreferenced) if whole else 0),
         packs_read=data.packs_read,
+        wal=wal,
         damages=findings.damages(),
         damaged=damaged,
         unreferenced_packs=data.unreferenced if whole else [],

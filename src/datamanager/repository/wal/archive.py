@@ -7,6 +7,7 @@ more bytes supersedes what it covers. Nothing is overwritten. Source: ``docs/for
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import threading
@@ -34,6 +35,7 @@ from datamanager.repository.wal.names import (
 )
 from datamanager.storage.base import Buffer, KeepsFolders
 
+_ABANDONED = "abandoned"
 _LINES = "lines"  # the folder of records, apart from the WAL, so that finding a line lists little
 _TWINS = "-a", "-b"
 
@@ -171,6 +173,14 @@ class Line:
         """What is known of a stretch; only its end is read. Raises: IntegrityError, ObjectMissing, StoreError."""
         return self._open(stored).info
 
+    def check(self, stored: StoredWal) -> WalInfo:
+        """Read and authenticate every byte of one object. Raises: IntegrityError, ObjectMissing, StoreError."""
+        held = Range(stored.start, stored.end)
+        directory = read_directory(self._storage, self._repository.ring, stored.key, stored.size, held)
+        for _ in read_bytes(self._storage, directory, stored.key, held):
+            pass
+        return directory.info
+
     def drop_covered(self, within: Range | None = None) -> int:
         """Delete what a longer object covers whole; returns how many. Raises: StoreError.
 
@@ -302,6 +312,29 @@ class WalArchive:
         self._repository.objects.put_small(Kind.LINE, self._logical(name), self._keys(name), record.to_json())
         storage.barrier()
         return Line(self._repository, name, record)
+
+    def abandoned(self) -> set[str]:
+        """The ids of lines that nobody goes on with by himself: a restore was undone. Raises: StoreError."""
+        folder = f"{self._folder}{_ABANDONED}/"
+        return {one.key.removeprefix(folder) for one in self._repository.storage.list(folder)}
+
+    def abandon(self, line: Line) -> None:
+        """Say that recovery is not to choose a line by itself. Idempotent, durable. Raises: StoreError."""
+        key = f"{self._folder}{_ABANDONED}/{line.id}"
+        time = self._repository.clock.now().isoformat()
+        with contextlib.suppress(ObjectExists):
+            self._repository.objects.put_small(Kind.LINE, key, [key], canonical_json({"time": time}))
+        self._repository.storage.barrier()
+
+    def take_up(self, line: Line) -> None:
+        """Take that back. Idempotent, durable. Raises: StoreError."""
+        self._repository.storage.delete(f"{self._folder}{_ABANDONED}/{line.id}")
+        self._repository.storage.barrier()
+
+    def drop_record(self, line: Line) -> None:
+        """Forget a line, once nothing of its WAL is left. Raises: StoreError."""
+        for key in (*self._keys(line.id), f"{self._folder}{_ABANDONED}/{line.id}"):
+            self._repository.storage.delete(key)
 
     def _logical(self, name: str) -> str:
         return f"{self._folder}{_LINES}/{name}"

@@ -1,0 +1,1 @@
+"""Whether a restore will succeed on this machine, found out before anything is copied."""

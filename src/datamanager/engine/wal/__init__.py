@@ -1,0 +1,1 @@
+"""The WAL archive at work: receiving, pushing, sealing."""
