@@ -28,7 +28,7 @@ def source(new_server: NewServer) -> Server:
 
 
 @pytest.mark.pg("15,18")
-@pytest.mark.requirement(75)
+@pytest.mark.requirement("R75")
 def test_a_dump_goes_into_a_new_database_of_a_server_with_a_password(
     installation: Installation, source: Server, new_server: NewServer
 ) -> None:
@@ -56,7 +56,7 @@ def test_a_dump_goes_into_a_new_database_of_a_server_with_a_password(
     assert "exists already" in again.errors
 
 
-@pytest.mark.requirement(75)
+@pytest.mark.requirement("R75")
 def test_a_base_backup_comes_back_and_starts(installation: Installation, source: Server, open_folder: Path) -> None:
     source.run("pg_basebackup", "-D", open_folder / "taken", "-Ft", "-c", "fast")
     target = open_folder / "new"
@@ -72,7 +72,7 @@ def test_a_base_backup_comes_back_and_starts(installation: Installation, source:
     assert again.code == 50
 
 
-@pytest.mark.requirement(75)
+@pytest.mark.requirement("R75")
 def test_an_export_of_our_own_comes_back(clinic: Installation, open_folder: Path) -> None:
     clinic.ok("backup", "export", "latest", open_folder / "out", "--repo", "usb")
     found = clinic.result("restore", open_folder / "out", "--target", open_folder / "new")
@@ -105,7 +105,7 @@ def test_what_is_no_backup_and_options_that_do_not_fit_are_refused(
     assert installation.run("restore", installation.folder / "not there.dump", "--into", "x").code == 11
 
 
-@pytest.mark.requirement(75)
+@pytest.mark.requirement("R75")
 def test_everything_of_pg_dumpall_becomes_a_cluster_beside(
     installation: Installation, source: Server, open_folder: Path
 ) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from datetime import tzinfo
+from datetime import datetime, tzinfo
 from zoneinfo import ZoneInfo
 
 from datamanager.app.context import Context
+from datamanager.app.wal_beat import WalFiles, read_wal_beat
 from datamanager.base.errors import TargetUnfit, UsageError
 from datamanager.base.units import Lsn
 from datamanager.engine.in_place.prepare import FromBackup, Preparation
@@ -126,6 +127,15 @@ def preparing(context: Context, repository: Repository, chosen: Chosen, how: Pre
     if chosen.replay is None:
         return FromBackup(repository, chosen.manifest, how, context.stop, context.listener)
     return AtMoment(repository, chosen.manifest, chosen.replay, how, context.stop, context.listener)
+
+
+def _proven(context: Context, cluster: str) -> dict[str, datetime]:
+    """Until when a receiver of this computer knew that its line had all that the server had written.
+
+    A quiet night leaves no WAL, so the archive alone cannot tell that nothing is missing (PostgreSQL decision 14).
+    """
+    beat = read_wal_beat(WalFiles.of(context.home, cluster).beat)
+    return {beat.progress.line: beat.time} if beat is not None and beat.progress.caught_up else {}
 
 
 def _is_same(one: Manifest, other: Manifest) -> bool:

@@ -56,8 +56,9 @@ class SeenWal:
 
 def look_at_archive(repository: Repository, newest: Manifest) -> SeenWal | None:
     """The archive behind the newest backup of a cluster; None where there is none. Raises: StoreError."""
-    lines = WalArchive(repository, int(newest.system_identifier)).lines()
-    ways = [one for one in paths([LineReach.of(line) for line in lines]) if one.parts]
+    archive = WalArchive(repository, int(newest.system_identifier))
+    lines = archive.lines()
+    ways = [one for one in paths([LineReach.of(line) for line in lines], archive.abandoned()) if one.parts]
     if not ways:
         return None
     way, backup = ways[0], BackupPoint.of(newest)

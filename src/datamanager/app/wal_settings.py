@@ -17,7 +17,7 @@ from datamanager.app.settings_journal import ChangedServer, SettingsJournal
 from datamanager.base.errors import RightMissing, ServerUnfit
 from datamanager.postgres.settings import PutBack, SettingChange, plan_settings, put_back
 from datamanager.postgres.wal.slot import how_to_limit, plan_limit, receiver_name
-from datamanager.postgres.wal.watch import SYNCHRONOUS, names_standby, watch_wal
+from datamanager.postgres.wal.watch import SYNCHRONOUS, watch_wal
 
 LIMIT_WHY = (
     "The slot of a WAL archive keeps WAL on the server while nobody fetches it, and no limit is set: were DataManager "
@@ -104,8 +104,3 @@ def _audited(context: Context, name: str, changes: Sequence[SettingChange]) -> N
             before={one.name: one.after for one in changes},
             after={one.name: one.before for one in changes},
         )
-
-
-def still_named(setting: str, name: str) -> bool:
-    """Whether the setting names the receiver of a cluster."""
-    return names_standby(setting, receiver_name(name))

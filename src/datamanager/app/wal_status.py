@@ -20,7 +20,7 @@ from datamanager.postgres.wal.watch import WalWatch, watch_wal
 from datamanager.repository.manifest import Manifest
 from datamanager.repository.objects import UNREADABLE
 from datamanager.repository.repository import Repository
-from datamanager.repository.wal.archive import Line
+from datamanager.repository.wal.archive import Line, WalArchive
 from datamanager.repository.wal.names import StoredWal
 
 
@@ -147,7 +147,7 @@ def _look(repository: Repository, cluster: str, beat: WalBeat | None) -> _Found:
             manifests.append(repository.manifest(name))
     for system, lines in lines_of(repository, cluster).items():
         times = _Times(lines, beat)
-        ways = paths([LineReach.of(one) for one in lines])
+        ways = paths([LineReach.of(one) for one in lines], WalArchive(repository, system).abandoned())
         own = [one for one in manifests if one.system_identifier == str(system)]
         found.windows += _windows(system, ways, own, times)
         found.gaps += _gaps(system, ways, own, times)

@@ -80,7 +80,7 @@ def counts(server: Server) -> tuple[int, int]:
 
 @pytest.mark.pg("15,18")
 @pytest.mark.decision(1)
-@pytest.mark.requirement(75)
+@pytest.mark.requirement("R75")
 def test_every_form_of_a_base_backup_comes_back_beside_the_original(taken: Taken, new_server: NewServer) -> None:
     moved = f"{taken.space}={taken.folder / 'copied space'}"
     made = {"plain": taken.take("p", "-T", moved), "tar": taken.take("t", "-Ft"), "gzip": taken.take("z", "-Ft", "-z")}
@@ -193,7 +193,7 @@ def test_what_is_no_whole_backup_is_refused(taken: Taken) -> None:
         taken.restore(crashed, "new")
 
 
-@pytest.mark.requirement(77)
+@pytest.mark.requirement("R77")
 def test_the_room_that_tar_files_need_is_known_to_the_byte(taken: Taken, stop: StopToken) -> None:
     file = taken.take("t", "-Ft")
     foreign = recognise(file, stop)
@@ -211,7 +211,7 @@ def test_the_room_that_tar_files_need_is_known_to_the_byte(taken: Taken, stop: S
 
 
 @pytest.mark.mounts
-@pytest.mark.requirement(77)
+@pytest.mark.requirement("R77")
 def test_a_volume_too_small_is_refused_before_anything_is_written(taken: Taken) -> None:
     file = taken.take("t", "-Ft")
     small = taken.folder / "new"

@@ -35,7 +35,7 @@ def restore(clinic: Clinic, file: Path, target: Path, mapping: dict[str, Path] |
 
 @pytest.mark.pg("15,18")
 @pytest.mark.decision(1)
-@pytest.mark.requirement(75)
+@pytest.mark.requirement("R75")
 def test_all_databases_roles_and_tablespaces_come_back_in_a_new_cluster(clinic: Clinic, new_server: NewServer) -> None:
     live = clinic.server.tablespace("fast")
     clinic.server.sql("CREATE TABLE quick (i int) TABLESPACE fast", database="clinic")

@@ -54,7 +54,7 @@ def stop() -> Iterator[StopToken]:
 
 
 @pytest.mark.pg("15,18")
-@pytest.mark.requirement(75)
+@pytest.mark.requirement("R75")
 def test_every_form_of_a_dump_comes_back_with_owners_and_rights(clinic: Clinic, stop: StopToken) -> None:
     server = clinic.server
     before = state_of(server, "clinic")
@@ -71,7 +71,7 @@ def test_every_form_of_a_dump_comes_back_with_owners_and_rights(clinic: Clinic, 
     assert not [name for name in databases_of(server) if "restoring" in name]
 
 
-@pytest.mark.requirement(75)
+@pytest.mark.requirement("R75")
 def test_a_compressed_script_comes_back_whatever_it_is_called(clinic: Clinic) -> None:
     text = clinic.dump("script").read_bytes()
     for number, packed in enumerate(
@@ -118,7 +118,7 @@ def test_a_dump_never_goes_into_a_database_that_exists(clinic: Clinic) -> None:
         into(clinic.server, clinic.dump("custom", "-Fc"), "clinic")
 
 
-@pytest.mark.requirement(77)
+@pytest.mark.requirement("R77")
 def test_a_dump_that_may_not_fit_is_refused_before_anything_is_made(clinic: Clinic) -> None:
     archive = clinic.dump("custom", "-Fc")
     before = databases_of(clinic.server)

@@ -39,7 +39,7 @@ def stop() -> Iterator[StopToken]:
         yield token
 
 
-@pytest.mark.requirement(75)
+@pytest.mark.requirement("R75")
 @pytest.mark.parametrize("kind", STRANGE)
 def test_what_is_no_backup_is_refused_with_what_it_looks_like(kind: str, tmp_path: Path, stop: StopToken) -> None:
     file = tmp_path / "backup.dump"
