@@ -46,7 +46,7 @@ def ends(
         (("restore", "latest", "--target", "x", "--owner", "no-such-account"), 2, "has no account", "Check --owner."),
         (("restore", "latest", "--target", "x", "--tablespace-map", "/a"), 2, "is not OLD=NEW", "Write --table"),
         (("restore", "latest", "--target", "x", "--tablespace-map", "/a=/b"), 2, "has no tablespace /a", "are: none."),
-        (("restore", "latest"), 2, "missing option '--target'", "datamanager restore --help"),
+        (("restore", "latest"), 2, "it goes into a new data directory", "--target DIR"),
         (("cluster", "add", "clinic", "host=x"), 2, "add cluster: clinic exists already", "cluster set clinic"),
         (("cluster", "add", "büro nord", "host=x"), 2, "'büro nord' cannot be used", "for example buro-nord."),
         (("cluster", "add", "latest", "host=x"), 2, "'latest' cannot be used", "for example latest-cluster."),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,8 @@ from datamanager.system.locks import held
 from datamanager.system.processes import end_tree
 
 _CLONE_SECONDS = 5.0
+_LAST_SECONDS = 10.0
+_LOOK_SECONDS = 0.05
 Swapped = Callable[[Path, Path], bool]
 
 
@@ -73,7 +76,7 @@ class Act:
         self._control.stop(self.tell, limit_seconds)
         # Not before: a masked unit has lost its ExecStop, and SIGTERM would let PostgreSQL wait for its sessions.
         self._control.mask(self.tell)
-        require_stopped(self.journal.places.data_directory)
+        wait_until_stopped(self.journal.places.data_directory)
 
     def exchange(self, kept: Kept) -> None:
         """Let the incoming data come into force; on a failure the old ones are in force again.
@@ -128,7 +131,7 @@ class Act:
             self.note(replace(self.journal, phase=Phase.RETURNING))
         self._listener(PhaseStarted("putting the former data back"))
         self._control.stop(self.tell, self.journal.start_seconds)
-        require_stopped(self.journal.places.data_directory)
+        wait_until_stopped(self.journal.places.data_directory)
         swap_of(self.journal, self._renames).back()
         self._unmask_and_start()
         self._discard()
@@ -191,6 +194,18 @@ class Act:
     def _end(self) -> None:
         self.tell("journal: done")
         drop_journal(self.journal)
+
+
+def wait_until_stopped(data_directory: Path) -> None:
+    """See that no process of a server is left: the last ones go just after postmaster.pid. Raises: Busy, RightMissing."""
+    deadline = time.monotonic() + _LAST_SECONDS
+    while True:
+        try:
+            return require_stopped(data_directory)
+        except Busy:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_LOOK_SECONDS)
 
 
 @contextlib.contextmanager
