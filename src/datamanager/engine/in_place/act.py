@@ -197,7 +197,7 @@ class Act:
 
 
 def wait_until_stopped(data_directory: Path) -> None:
-    """See that no process of a server is left: the last ones go just after postmaster.pid. Raises: Busy, RightMissing."""
+    """See that no process of a server is left; the last go just after postmaster.pid. Raises: Busy, RightMissing."""
     deadline = time.monotonic() + _LAST_SECONDS
     while True:
         try:
