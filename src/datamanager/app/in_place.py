@@ -308,7 +308,7 @@ def _roles(context: Context, repository: Repository, cluster: _Cluster, manifest
     except DataManagerError as error:
         context.listener(Warned(f"which roles change back is not known: {error.message}"))
         return None
-    return role_changes(now, Roles(then.roles, any(one.verifier_digest for one in then.roles)))
+    return role_changes(now, Roles(then.roles, then.rights.get("superuser", False)))
 
 
 def _safety_backup(context: Context, request: Request, cluster: _Cluster, named: Named, unlocking: Unlocking) -> Taken:

@@ -67,10 +67,9 @@ def done(result: Done, moment: Moment) -> str:
         lines.append(
             f"The configuration stayed as it was; the backup had others: {', '.join(result.result.configuration)}."
         )
-    if plan.roles:
-        lines.append(
-            f"Tell them that their passwords or rights are those of then: {', '.join(one.name for one in plan.roles)}."
-        )
+    surprised = [one.name for one in plan.roles if one.password or one.attributes]
+    if surprised:
+        lines.append(f"Tell them that their passwords or rights are those of then: {', '.join(surprised)}.")
     return "\n".join(lines)
 
 

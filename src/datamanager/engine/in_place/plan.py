@@ -33,6 +33,7 @@ from datamanager.postgres.managers import manager_of
 from datamanager.postgres.programs import Programs
 from datamanager.postgres.server_control import ServerControl
 from datamanager.postgres.service_of import find_control
+from datamanager.postgres.wal.slot import SLOT_PREFIX
 from datamanager.system.exchange import mount_points
 from datamanager.system.services import ServiceManager
 
@@ -301,7 +302,10 @@ def _losses(place: Path, present: tuple[Outside, ...], options: InPlaceOptions) 
     """What a base backup does not hold, or what it holds otherwise."""
     said = []
     folder = place / "pg_replslot"
-    slots = sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []
+    # The archive's own slot is made again by its receiver.
+    slots = (
+        sorted(one.name for one in folder.iterdir() if not one.name.startswith(SLOT_PREFIX)) if folder.is_dir() else []
+    )
     if slots:
         said.append(
             f"replication slots will not exist any more: {', '.join(slots)}; standbys and subscribers that use them"

@@ -25,6 +25,7 @@ from datamanager.postgres.settings import SettingChange, alter, plan_settings, t
 from datamanager.postgres.wal.names import SEGMENT, segment_place
 
 LIMIT = "max_slot_wal_keep_size"
+SLOT_PREFIX = "datamanager_"
 _USUAL, _MOST = 10 * GIB, 50 * GIB
 _LONGEST_NAME = 63
 _UNLIMITED = "-1"
@@ -64,7 +65,7 @@ def slot_name(cluster: str, repository: bytes) -> str:
     """The slot of one cluster and one repository: ``datamanager_clinic_1f2e3d4c``, at most 63 characters."""
     plain = re.sub(r"[^a-z0-9_]", "_", cluster.lower())
     digest = hashlib.blake2b(cluster.encode() + b"\0" + repository, digest_size=4).hexdigest()
-    return f"datamanager_{plain}"[: _LONGEST_NAME - 9] + f"_{digest}"
+    return f"{SLOT_PREFIX}{plain}"[: _LONGEST_NAME - 9] + f"_{digest}"
 
 
 def receiver_name(cluster: str) -> str:
