@@ -27,7 +27,10 @@
     │   ├── IntegrityError             40   stored bytes are not what was written
     │   ├── FormatUnsupported          41   written by a newer program
     │   ├── WrongSecret                42   passphrase, code or key file does not open it
-    │   └── NotARepository             43
+    │   ├── NotARepository             43
+    │   ├── WalContradicts             44   the archive holds other bytes at that place
+    │   ├── WalForeign                 45   of another server, or no WAL at all
+    │   └── WalMissing                 46   the archive does not hold what was asked for
     ├── StateError                     60   the database of history, schedules and audit
     │   └── StateUnavailable           62   (retryable) busy, or its server does not answer
     ├── ProofFailed                    61   a test restore found a backup that does not come back as it should
@@ -221,7 +224,7 @@ class WalMissing(RepositoryError):
     exit_code = 46
     default_hint = "Run `datamanager wal gaps` to see what the archive holds."
 
-    def __init__(self, message: str, position: int, *, hint: str = "") -> None:
+    def __init__(self, message: str, position: int = 0, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.position = position
 
