@@ -97,16 +97,16 @@ class Receiving:
         self.end()
         self.stop.close()
 
-    def wait_end(self, seconds: float = 20) -> DataManagerError:
+    def wait_end(self, seconds: float = 60) -> DataManagerError:
         """What ended it by itself."""
         self._thread.join(seconds)
         assert self.failure is not None, self.heard.events
         return self.failure
 
-    def until(self, condition: Callable[[], object], seconds: float = 20) -> None:
+    def until(self, condition: Callable[[], object], seconds: float = 60) -> None:
         wait_until(condition, lambda: f"{self.state} {self.failure} {self.heard.events}", seconds)
 
-    def until_sealed(self, at: int, seconds: float = 20) -> None:
+    def until_sealed(self, at: int, seconds: float = 60) -> None:
         self.until(lambda: self.state.sealed >= at, seconds)
 
     def line(self, timeline: int = 1) -> Line:
@@ -115,7 +115,7 @@ class Receiving:
         return found
 
 
-def wait_until(condition: Callable[[], object], say: Callable[[], str] = lambda: "", seconds: float = 20) -> None:
+def wait_until(condition: Callable[[], object], say: Callable[[], str] = lambda: "", seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, say()

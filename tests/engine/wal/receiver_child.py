@@ -1,4 +1,4 @@
-"""A receiver as a process of its own, to be killed: FOLDER DSN SYSTEM SLOT."""
+"""A receiver as a process of its own, to be killed: FOLDER DSN SYSTEM SLOT. It says ``ready`` before it begins."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def main(folder: str, dsn: str, system: str, slot: str) -> None:
     with StopToken() as stop:
         signal.signal(signal.SIGTERM, lambda number, frame: stop.stop("asked to"))
         archive = WalArchive(open_repository(Path(folder)), int(system))
+        print("ready", flush=True)
         options = ReceiveOptions("tests", slot, "datamanager_tests", interval_seconds=0.05)
         receive_wal(lambda: archive, ServerAddress(dsn), options, stop, ignore, SystemClock())
 
