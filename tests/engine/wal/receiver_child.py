@@ -20,7 +20,8 @@ def main(folder: str, dsn: str, system: str, slot: str) -> None:
     with StopToken() as stop:
         signal.signal(signal.SIGTERM, lambda number, frame: stop.stop("asked to"))
         archive = WalArchive(open_repository(Path(folder)), int(system))
-        print("ready", flush=True)
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
         options = ReceiveOptions("tests", slot, "datamanager_tests", interval_seconds=0.05)
         receive_wal(lambda: archive, ServerAddress(dsn), options, stop, ignore, SystemClock())
 
