@@ -126,11 +126,13 @@ def test_a_restore_in_place_leaves_the_old_line_as_it_is_and_goes_on_with_the_ne
     assert whole_reach(new).start <= new.history.switches[0].at
     assert_same_as_server(new, server)
     # Put back and promoted once more, to the same number: another line, though both are of timeline 2.
+    receiving.end()  # what it could see in between is a machine that was put back
     put_back(server, copy)
     server.start()
     write(server, 100)
     server.stop()
     promote_by_recovery(server)
+    receiving = receive(server)
     receiving.until(lambda: receiving.state.connected and receiving.state.line not in (old.id, new.id))
     receiving.until_sealed(write(server))
     assert [one.timeline for one in receiving.archive.lines()] == [1, 2, 2]
