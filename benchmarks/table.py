@@ -11,6 +11,7 @@ from benchmarks.delta import delta_row
 from benchmarks.increment_rows import churned_row, files_row, increment_row
 from benchmarks.rows import full_row, memory_row, repeat_row, restore_row, start_row
 from benchmarks.setting import RowResult, Setting
+from benchmarks.wal_push import push_row
 
 
 class Data(Enum):
@@ -41,5 +42,6 @@ ROWS: Mapping[str, Row] = {
     "churned": Row(churned_row, Data.CHANGING, usual=False),
     "dailies": Row(dailies_row, Data.CHANGING, usual=False),
     "old": Row(old_row, Data.CHANGING, usual=False),
+    "push": Row(push_row, Data.CHANGING, usual=False),
     "files": Row(files_row, Data.FILES, usual=False),
 }

@@ -90,6 +90,19 @@ def test_a_receiver_whose_supervisor_is_killed_ends_and_the_next_service_takes_o
     assert serving.end(next_one) == 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_receiver_is_begun_again_when_what_it_was_begun_with_has_changed(archived: Archived) -> None:
+    serving = archived.serving
+    service = serving.serve()
+    first = archived.receiver()
+    serving.command("cluster", "set", "office", "wal_interval=0.5")
+    second = archived.receiver(not_before=first.pid)
+    assert not first.is_running()
+    assert [one.pid for one in archived.receivers()] == [second.pid]
+    assert "The configuration of office has changed" in serving.said()
+    assert serving.end(service) == 0
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_a_receiver_that_hangs_is_killed_and_begun_again(archived: Archived) -> None:

@@ -159,6 +159,30 @@ def test_commits_wait_for_the_archive_and_are_let_go_before_it_ends(office: Offi
     office.server.sql("INSERT INTO visits VALUES (1)")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_commits_that_wait_for_a_killed_receiver_are_let_go_by_the_next_when_it_ends(office: Office) -> None:
+    killed = office.start("--yes", "--synchronous")
+    wait_until(lambda: office.server.value(f"SHOW {STANDBYS}") != "", 10, "commits wait")
+    killed.kill()
+    killed.wait()
+    assert office.end(office.start()).code == 0
+    assert office.server.value(f"SHOW {STANDBYS}") == ""
+
+
+def test_commits_are_let_go_when_the_receiver_gives_up(office: Office) -> None:
+    receiver = office.start("--yes", "--synchronous")
+    wait_until(lambda: office.server.value(f"SHOW {STANDBYS}") != "", 10, "commits wait")
+    # What it finds when it opens the repository again is of a later program.
+    config = office.installation.folder / "repository of usb" / "config"
+    before = config.read_bytes()
+    config.write_bytes(before.replace(b'"format":1', b'"format":9'))
+    office.server.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_replication")
+    receiver.wait(30)
+    config.write_bytes(before)
+    assert receiver.returncode not in (0, None)
+    assert office.server.value(f"SHOW {STANDBYS}") == ""
+
+
 def test_stop_lets_commits_go_first_ends_the_receiver_and_drops_the_slot(office: Office) -> None:
     office.installation.ok("wal", "start", "office", "--enable", "--synchronous", "--yes")
     receiver = office.start()
@@ -290,7 +314,8 @@ def test_push_stores_a_segment_once_and_never_other_bytes_or_another_servers(off
 def test_what_push_loads_is_little(installation: Installation) -> None:
     program = (
         "import sys, datamanager.cli.main, datamanager.cli.wal, datamanager.app.wal_push;"
-        "print([one for one in ('pydantic', 'psycopg', 'sqlalchemy', 'tomlkit', 'dateutil') if one in sys.modules])"
+        "heavy = 'numpy', 'pydantic', 'psycopg', 'sqlalchemy', 'tomlkit', 'dateutil';"
+        "print([one for one in heavy if one in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -9,58 +9,31 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datamanager.app import backups, clusters, cold_backups, moments
-from datamanager.app.addresses import address_of, is_local, local_directory
+from datamanager.app import backups, cold_backups, moments
 from datamanager.app.audit import audited
 from datamanager.app.backups import Taken
 from datamanager.app.context import Context
+from datamanager.app.in_place_cluster import Around, LocalCluster, following_backup, look, roles_changed, safety_backup
 from datamanager.app.moments import Moment
-from datamanager.app.opening import Named, Unlocking, choose, choose_holding, opened
-from datamanager.base.errors import (
-    AuthenticationFailed,
-    Cancelled,
-    DataManagerError,
-    NotFound,
-    RightMissing,
-    ServerUnreachable,
-    UsageError,
-)
-from datamanager.base.events import PhaseStarted, Touched, Warned
-from datamanager.config.model import ClusterConfig
+from datamanager.app.opening import Unlocking, choose_holding, opened
+from datamanager.app.timelines import abandon_what_was_set_aside, taken_timelines
+from datamanager.base.errors import Busy, NotFound
+from datamanager.base.events import PhaseStarted, Warned
+from datamanager.engine.in_place.delta import find_record, finish_delta, require_not_halfway
+from datamanager.engine.in_place.journal import find_journal
 from datamanager.engine.in_place.kept import Kept, forget_kept, list_kept
-from datamanager.engine.in_place.plan import InPlaceOptions, InPlacePlan, plan_in_place
+from datamanager.engine.in_place.plan import FINISH, InPlaceOptions, InPlacePlan, plan_in_place
 from datamanager.engine.in_place.prepare import Preparation
 from datamanager.engine.in_place.recovery import Finished, finish_or_undo
-from datamanager.engine.in_place.roles import RoleChange, Roles, read_all_roles, role_changes
+from datamanager.engine.in_place.roles import RoleChange
 from datamanager.engine.in_place.run import InPlaceResult, known_histories, run_in_place
 from datamanager.engine.in_place.undo import UndoOptions, UndoPlan, UndoResult, plan_undo, run_undo
 from datamanager.postgres.connection import ServerAddress
-from datamanager.postgres.facts_model import ServerFacts
 from datamanager.postgres.programs import find_programs
-from datamanager.postgres.stopped_server import server_process
-from datamanager.repository.format import canonical_json
 from datamanager.repository.manifest import Manifest
 from datamanager.repository.repository import Repository
-from datamanager.repository.wal.archive import WalArchive
 
-SAFETY_NAME = "before restore"
-
-
-@dataclass(frozen=True)
-class Around:
-    """How the cluster's server is handled; for a restore as for the way back.
-
-    Args:
-        data_directory: None for that of the running server, the configured one, or that of the newest backup.
-        service: what the system calls the server's service, where that is not to be found out.
-        managed: the owner has taken the cluster out of its manager's hands.
-        drain_seconds: how long connected sessions are waited for before they are ended.
-    """
-
-    data_directory: Path | None = None
-    service: str | None = None
-    managed: bool = False
-    drain_seconds: float = 0.0
+_WITHOUT = "the present data are kept beside the restored ones all the same."
 
 
 @dataclass(frozen=True)
@@ -110,22 +83,11 @@ class Done:
     following: Taken | None
 
 
-@dataclass(frozen=True)
-class _Cluster:
-    """A configured cluster on this computer. ``address`` is None where its server does not answer."""
-
-    name: str
-    config: ClusterConfig
-    data_directory: Path
-    address: ServerAddress | None
-    facts: ServerFacts | None = field(repr=False)
-
-
 def plan(context: Context, request: Request, unlocking: Unlocking) -> Planned:
     """What a restore in place would do. Raises: as ``run``, but nothing was touched."""
     named = choose_holding(context, request.repository, request.cluster, request.backup)
     with opened(context, named, unlocking) as repository:
-        return _plan(context, repository, request, _look(context, repository, request.cluster, request.around))
+        return _plan(context, repository, request, look(context, repository, request.cluster, request.around))
 
 
 def run(context: Context, request: Request, unlocking: Unlocking) -> Done:
@@ -136,10 +98,10 @@ def run(context: Context, request: Request, unlocking: Unlocking) -> Done:
     """
     named = choose_holding(context, request.repository, request.cluster, request.backup)
     with opened(context, named, unlocking) as repository:
-        cluster = _look(context, repository, request.cluster, request.around)
-        _finish(context, cluster.data_directory)
+        cluster = look(context, repository, request.cluster, request.around)
+        _finish(context, request.cluster, cluster.data_directory)
         planned = _plan(context, repository, request, cluster)
-        safety = _safety_backup(context, request, cluster, named, unlocking) if request.safety else None
+        safety = safety_backup(context, cluster, named, unlocking, _WITHOUT) if request.safety else None
         result = _exchange(context, repository, planned, cluster)
     audited(
         context,
@@ -148,15 +110,15 @@ def run(context: Context, request: Request, unlocking: Unlocking) -> Done:
         before={"kept": str(result.kept.place), "safety_backup": safety.result.manifest.backup if safety else None},
         after={"backup": planned.manifest.backup, "moment": planned.chosen.sentence},
     )
-    return Done(planned, result, safety, _following_backup(context, request.cluster, named, unlocking))
+    return Done(planned, result, safety, following_backup(context, request.cluster, named, unlocking))
 
 
 def plan_back(
     context: Context, name: str, around: Around, identity: str | None
 ) -> tuple[UndoPlan, ServerAddress | None]:
     """What an undo would do. Raises: as ``back``."""
-    cluster = _look(context, None, name, around)
-    _finish(context, cluster.data_directory)
+    cluster = look(context, None, name, around)
+    _finish(context, name, cluster.data_directory)
     options = UndoOptions(
         cluster.data_directory,
         identity,
@@ -182,40 +144,18 @@ def back(context: Context, name: str, around: Around, identity: str | None) -> U
         before={"kept": str(result.kept.place)},
         after={"data_of": plan.kept.at.isoformat()},
     )
-    _turn_archive(context, name, plan, result)
+    abandon_what_was_set_aside(context, name, plan.places.data_directory)
     return result
-
-
-def _turn_archive(context: Context, name: str, plan: UndoPlan, result: UndoResult) -> None:
-    """Have recovery no more choose the timeline that was set aside by itself (PostgreSQL decision 12)."""
-    aside, again = result.kept.position, plan.kept.position
-    if aside is None or again is None or aside.timeline == again.timeline:
-        return
-    try:
-        with opened(context, choose(context, None, name), Unlocking()) as repository:
-            archive = WalArchive(repository, plan.system_identifier)
-            for line in archive.lines():
-                if line.timeline == aside.timeline:
-                    archive.abandon(line)
-                elif line.timeline == again.timeline:
-                    archive.take_up(line)
-    except DataManagerError as error:
-        context.listener(
-            Warned(
-                f"the archive was not told that timeline {aside.timeline} is set aside: {error.message}; until a newer "
-                f"backup is made, restore with --timeline {again.timeline}"
-            )
-        )
 
 
 def finish(context: Context, name: str, around: Around) -> Finished | None:
     """Bring an exchange that was cut off to its end. Raises: Busy, IntegrityError, RightMissing, ServiceError."""
-    return _finish(context, _look(context, None, name, around).data_directory)
+    return _finish(context, name, look(context, None, name, around).data_directory)
 
 
 def kept(context: Context, name: str, around: Around) -> list[Kept]:
     """What was set aside of a cluster, newest first. Raises: NotFound, IntegrityError, RightMissing."""
-    return list_kept(_look(context, None, name, around).data_directory)
+    return list_kept(look(context, None, name, around).data_directory)
 
 
 def forget(context: Context, name: str, around: Around, identity: str) -> Kept:
@@ -231,49 +171,30 @@ def forget(context: Context, name: str, around: Around, identity: str) -> Kept:
     )
 
 
-def _look(context: Context, repository: Repository | None, name: str, around: Around) -> _Cluster:
-    """Where the cluster's data lie, and whether its server answers.
-
-    Raises: NotFound, UsageError, ConfigurationError.
-    """
-    config = context.cluster(name)
-    address = address_of(config)
-    if not is_local(address):
-        raise UsageError(
-            f"restore in place: the server of {name} runs on another computer",
-            hint="Run the command there; DataManager must be installed on it.",
+def refuse_unfinished_exchange(data_directory: Path) -> None:
+    """Raises: Busy."""
+    if (journal := find_journal(data_directory)) is not None:
+        raise Busy(
+            f"restore in place: an exchange of {data_directory} did not come to its end ({journal})", hint=FINISH
         )
-    facts: ServerFacts | None = None
-    try:
-        key = bytes(32) if repository is None else repository.ring.fingerprint_key.reveal()
-        facts = clusters.look(context, config, key)
-    except (ServerUnreachable, AuthenticationFailed, RightMissing) as error:
-        context.listener(Touched(f"cluster {name}, whose server was not asked: {error.message}"))
-    told = local_directory(address, facts.data_directory) if facts is not None else None
-    directory = around.data_directory or told or config.data_directory
-    if directory is None and repository is not None:
-        directory = cold_backups.find_directory(repository, name, config, None).path
-    if directory is None:
-        raise UsageError(
-            f"restore in place: where the data of {name} lie is not known, and its server does not tell",
-            hint=f"Give --data-directory DIR, or set it with `datamanager cluster set {name} data_directory=DIR`.",
-        )
-    if told is not None and around.data_directory is not None and told.resolve() != directory.resolve():
-        raise UsageError(
-            f"restore in place: the server of {name} runs on {told}, not on {directory}", hint="Leave the option out."
-        )
-    return _Cluster(name, config, directory, address if facts is not None else None, facts)
 
 
-def _finish(context: Context, data_directory: Path) -> Finished | None:
-    finished = finish_or_undo(data_directory, context.listener)
-    if finished is not None:
-        context.listener(Warned(str(finished)))
+def _finish(context: Context, name: str, data_directory: Path) -> Finished | None:
+    finished = finish_delta(data_directory, context.listener) or finish_or_undo(data_directory, context.listener)
+    if finished is None:
+        return None
+    context.listener(Warned(str(finished)))
+    if finished.completed and finished.kind == "undo":
+        abandon_what_was_set_aside(context, name, data_directory)
+    elif finished.completed:
+        context.listener(Warned(f"the restored cluster is not backed up yet: run `datamanager backup run {name}`"))
     return finished
 
 
-def _plan(context: Context, repository: Repository, request: Request, cluster: _Cluster) -> Planned:
+def _plan(context: Context, repository: Repository, request: Request, cluster: LocalCluster) -> Planned:
     context.listener(PhaseStarted("planning"))
+    if (record := find_record(cluster.data_directory)) is not None:
+        require_not_halfway(record)
     chosen = moments.choose(context, repository, request.backup, request.cluster, request.moment)
     manifest = chosen.manifest
     plan = plan_in_place(
@@ -284,54 +205,18 @@ def _plan(context: Context, repository: Repository, request: Request, cluster: _
             f"backup {manifest.backup} ({manifest.label})",
             manifest.volumes,
             {one.oid: one.location for one in manifest.tablespaces},
+            taken_timelines(repository, int(manifest.system_identifier)),
             service=request.around.service,
             managed=request.around.managed,
             unreadable=request.unreadable,
             drain_seconds=request.around.drain_seconds,
         )
     )
-    roles = _roles(context, repository, cluster, manifest)
+    roles = roles_changed(context, repository, cluster, manifest)
     return Planned(request.cluster, manifest, chosen, plan, tuple(roles or ()), roles is not None)
 
 
-def _roles(context: Context, repository: Repository, cluster: _Cluster, manifest: Manifest) -> list[RoleChange] | None:
-    """Roles that will be as they were (R74); None where that cannot be known."""
-    if cluster.address is None:
-        return None
-    then = ServerFacts.from_json(canonical_json(manifest.server))
-    if not then.roles:
-        return None
-    try:
-        now = read_all_roles(cluster.address, repository.ring.fingerprint_key.reveal(), context.stop)
-    except Cancelled:
-        raise
-    except DataManagerError as error:
-        context.listener(Warned(f"which roles change back is not known: {error.message}"))
-        return None
-    return role_changes(now, Roles(then.roles, then.rights.get("superuser", False)))
-
-
-def _safety_backup(context: Context, request: Request, cluster: _Cluster, named: Named, unlocking: Unlocking) -> Taken:
-    """Back up what is there, by whichever way it can be read. Raises: what the backup raises."""
-    context.listener(PhaseStarted("safety backup"))
-    options = backups.RunOptions(
-        request.cluster, named.name or named.config.url, f"{request.cluster} {SAFETY_NAME}", append_date=True
-    )
-    try:
-        if server_process(cluster.data_directory) is None:
-            return cold_backups.run(context, options, cluster.data_directory, unlocking)
-        return backups.run(context, options, unlocking)
-    except Cancelled:
-        raise
-    except DataManagerError as error:
-        error.hint = (
-            f"{error.hint} Nothing was changed. With --no-safety-backup the restore goes on without one; the present"
-            " data are kept beside the restored ones all the same."
-        ).strip()
-        raise
-
-
-def _exchange(context: Context, repository: Repository, planned: Planned, cluster: _Cluster) -> InPlaceResult:
+def _exchange(context: Context, repository: Repository, planned: Planned, cluster: LocalCluster) -> InPlaceResult:
     plan = planned.plan
     account = cold_backups.account_of(cluster.data_directory)
     preparation = Preparation(
@@ -344,15 +229,3 @@ def _exchange(context: Context, repository: Repository, planned: Planned, cluste
     )
     prepare = moments.preparing(context, repository, planned.chosen, preparation)
     return run_in_place(plan, prepare, context.stop, context.listener, address=cluster.address)
-
-
-def _following_backup(context: Context, name: str, named: Named, unlocking: Unlocking) -> Taken | None:
-    """The first backup of the restored cluster; that it fails is a warning, for the restore is done."""
-    context.listener(PhaseStarted("backing up the restored cluster"))
-    try:
-        return backups.run(context, backups.RunOptions(name, named.name or named.config.url), unlocking)
-    except DataManagerError as error:
-        context.listener(
-            Warned(f"the restored cluster is not backed up yet: {error.message}; run `datamanager backup run {name}`")
-        )
-        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from zoneinfo import ZoneInfo
@@ -108,11 +109,19 @@ def choose(context: Context, repository: Repository, backup: str, cluster: str |
         return Chosen(found)
     target = moment.target()
     archive = WalArchive(repository, int(found.system_identifier))
-    lines = tuple(archive.lines())
-    if not lines and not moment.is_given:
+    lines, abandoned = tuple(archive.lines()), archive.abandoned()
+    if not lines and not abandoned and not moment.is_given:
         return Chosen(found)
     manifests = [one for one in repository.manifests() if _is_same(one, found)] if newest else [found]
-    plan = plan_recovery(lines, manifests, target, context.stop, abandoned=archive.abandoned(), zone=moment.shown_in)
+    plan = plan_recovery(
+        lines,
+        manifests,
+        target,
+        context.stop,
+        abandoned=abandoned,
+        proven=_proven(context, found.cluster, lines),
+        zone=moment.shown_in,
+    )
     if plan.tablespaces:
         first = plan.tablespaces[0]
         raise TargetUnfit(
@@ -122,6 +131,17 @@ def choose(context: Context, repository: Repository, backup: str, cluster: str |
     return Chosen(next(one for one in manifests if one.backup == plan.backup.backup), plan, lines)
 
 
+def newest(context: Context, repository: Repository, cluster: str) -> Manifest:
+    """The newest backup of the history that is in force. Raises: NotFound, StoreError, IntegrityError, Cancelled."""
+    found = repository.find("latest", cluster)
+    archive = WalArchive(repository, int(found.system_identifier))
+    if not (abandoned := archive.abandoned()):
+        return found
+    manifests = [one for one in repository.manifests() if _is_same(one, found)]
+    plan = plan_recovery((), manifests, Target.latest(), context.stop, abandoned=abandoned)
+    return next(one for one in manifests if one.backup == plan.backup.backup)
+
+
 def preparing(context: Context, repository: Repository, chosen: Chosen, how: Preparation) -> Prepare:
     """What makes the chosen cluster beside the one whose place it takes."""
     if chosen.replay is None:
@@ -129,13 +149,18 @@ def preparing(context: Context, repository: Repository, chosen: Chosen, how: Pre
     return AtMoment(repository, chosen.manifest, chosen.replay, how, context.stop, context.listener)
 
 
-def _proven(context: Context, cluster: str) -> dict[str, datetime]:
+def _proven(context: Context, cluster: str, lines: Sequence[Line]) -> dict[str, datetime]:
     """Until when a receiver of this computer knew that its line had all that the server had written.
 
     A quiet night leaves no WAL, so the archive alone cannot tell that nothing is missing (PostgreSQL decision 14).
     """
     beat = read_wal_beat(WalFiles.of(context.home, cluster).beat)
-    return {beat.progress.line: beat.time} if beat is not None and beat.progress.caught_up else {}
+    until = beat.progress.complete_time if beat is not None else None
+    if beat is None or until is None:
+        return {}
+    # What it had sealed must still be there.
+    its = [one for one in lines if one.id == beat.progress.line]
+    return {one.id: until for one in its if any(each.end >= beat.progress.sealed for each in one.stored())}
 
 
 def _is_same(one: Manifest, other: Manifest) -> bool:

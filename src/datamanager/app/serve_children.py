@@ -20,6 +20,13 @@ from datamanager.system.processes import ProcessIdentity, end_tree, is_alive
 PLANNER = "planner"
 # Starting imports and migrates; a machine that has just booted is slow.
 BIRTH_SECONDS = 180.0
+LONGEST_PAUSE_SECONDS = 60.0
+
+
+def pause_after(deaths: int) -> float:
+    """How long to wait before a child is begun again that has died so often in a row, in seconds: 1, 2, 4, ... 60."""
+    # It may die for days, of a drive that is away: the power must not outgrow a float.
+    return min(2.0 ** min(deaths - 1, 10), LONGEST_PAUSE_SECONDS)
 
 
 class PlannerProcess:

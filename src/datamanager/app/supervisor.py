@@ -31,7 +31,14 @@ from datamanager.app.serve_account import (
     privileged_requests,
     run_folder,
 )
-from datamanager.app.serve_children import PLANNER, Errand, PlannerProcess, end_former_planner
+from datamanager.app.serve_children import (
+    LONGEST_PAUSE_SECONDS,
+    PLANNER,
+    Errand,
+    PlannerProcess,
+    end_former_planner,
+    pause_after,
+)
 from datamanager.app.service import program
 from datamanager.app.wal_children import WalChildren
 from datamanager.base.errors import Busy, ConfigurationError, DataManagerError
@@ -46,8 +53,6 @@ SERVICES, TELL = "services", "tell"
 # How long a planner's grace and the forced end of its jobs take beside what --grace allows.
 _LAST_SECONDS = 30.0
 _LOOK_SECONDS = 0.5
-_FIRST_PAUSE_SECONDS = 1.0
-_LONGEST_PAUSE_SECONDS = 60.0
 # A planner that lived so long did not die of what killed the one before.
 _STEADY_SECONDS = 300.0
 _TOLD_AFTER_DEATHS = 3
@@ -180,7 +185,7 @@ class _Supervisor:
     def _died(self, planner: PlannerProcess, cause: str, now: float) -> None:
         self._planner = None
         self._deaths += 1
-        pause = min(_FIRST_PAUSE_SECONDS * 2 ** (self._deaths - 1), _LONGEST_PAUSE_SECONDS)
+        pause = pause_after(self._deaths)
         self._begin_at = now + pause
         self._say(f"The planner {cause}; it is started again in {pause:.0f} s. Jobs that run go on.")
         self._notifier.status(f"The planner {cause}; it is started again.")
@@ -230,8 +235,8 @@ class _Supervisor:
             process = self._begin(("serve", "--role", PLANNER, *self._options.words()), self._account)
         except DataManagerError as error:
             self._deaths += 1
-            self._begin_at = time.monotonic() + _LONGEST_PAUSE_SECONDS
-            self._say(f"{error.message}; it is tried again in {_LONGEST_PAUSE_SECONDS:.0f} s.")
+            self._begin_at = time.monotonic() + LONGEST_PAUSE_SECONDS
+            self._say(f"{error.message}; it is tried again in {LONGEST_PAUSE_SECONDS:.0f} s.")
             return
         self._planner = PlannerProcess(process, self._home.planner_file, self._options.hung_seconds)
 

@@ -40,6 +40,7 @@ class Progress:
     server: Lsn = _UNKNOWN
     sealed_at: str = ""
     caught_up: bool = False
+    complete_until: str = ""
     synchronous: bool = False
     changed: str = ""
     error: str = ""
@@ -53,6 +54,11 @@ class Progress:
         """Raises: ValueError, KeyError, TypeError."""
         positions = {name: Lsn.parse(values[name]) for name in ("received", "sealed", "server")}
         return cls(**{one.name: values[one.name] for one in fields(cls)} | positions)
+
+    @property
+    def complete_time(self) -> datetime | None:
+        """Until when the line is known to hold all that the server had written, by the server's clock."""
+        return datetime.fromisoformat(self.complete_until) if self.complete_until else None
 
     @property
     def sealed_time(self) -> datetime | None:

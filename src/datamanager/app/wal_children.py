@@ -12,13 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from datamanager.app.context import Context
-from datamanager.app.serve_children import PlannerProcess
+from datamanager.app.serve_children import LONGEST_PAUSE_SECONDS, PlannerProcess, pause_after
 from datamanager.app.wal_beat import WalFiles
 from datamanager.base.errors import DataManagerError
 
 Begin = Callable[[Sequence[str]], "subprocess.Popen[bytes]"]
 _LOOK_SECONDS = 2.0
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
 _STEADY_SECONDS = 300.0
 # What is left is sealed within a second; a drive that hangs is not waited for.
 _END_SECONDS = 10.0
@@ -26,6 +25,7 @@ _END_SECONDS = 10.0
 
 @dataclass
 class _Child:
+    config: object
     process: PlannerProcess | None = None
     deaths: int = 0
     begin_at: float = 0.0
@@ -44,7 +44,7 @@ class WalChildren:
         self._say = say
         self._hung_seconds = hung_seconds
         self._children: dict[str, _Child] = {}
-        self._wanted: frozenset[str] = frozenset()
+        self._wanted: dict[str, object] = {}  # by cluster all that its receiver reads of the configuration
         self._read: tuple[int, int, int] | None = None
         self._looked = -_LOOK_SECONDS
 
@@ -54,12 +54,17 @@ class WalChildren:
             return
         self._looked = now
         self._read_config()
-        for name in self._wanted - self._children.keys():
-            self._children[name] = _Child()
+        for name, config in self._wanted.items():
+            self._children.setdefault(name, _Child(config))
         for name, child in list(self._children.items()):
             if name not in self._wanted:
                 del self._children[name]
-                self._end_one(name, child)
+                self._end_one(child)
+                self._say(f"The WAL of {name} is no longer archived by the service.")
+            elif child.config != self._wanted[name]:
+                self._children[name] = _Child(self._wanted[name])
+                self._end_one(child)
+                self._say(f"The configuration of {name} has changed; its receiver of WAL is started again.")
             elif child.process is None:
                 if now >= child.begin_at:
                     self._begin_one(name, child, now)
@@ -99,29 +104,30 @@ class WalChildren:
         if stamp == self._read:
             return
         try:
-            clusters = self._context.config().clusters
+            config = self._context.config()
         except DataManagerError:
             return
         self._read = stamp
-        self._wanted = frozenset(name for name, one in clusters.items() if one.wal)
+        wanted = {name: one for name, one in config.clusters.items() if one.wal}
+        self._wanted = {name: (one, config.repositories) for name, one in wanted.items()}
 
     def _begin_one(self, name: str, child: _Child, now: float) -> None:
         try:
             process = self._begin(("wal", "start", name, "--supervised"))
         except DataManagerError as error:
             self._say(f"{error.message}.")
-            child.begin_at = now + _LONGEST_PAUSE_SECONDS
+            child.begin_at = now + LONGEST_PAUSE_SECONDS
             return
         child.process = PlannerProcess(process, WalFiles.of(self._context.home, name).beat, self._hung_seconds)
 
     def _died(self, name: str, child: _Child, cause: str, now: float) -> None:
         child.process = None
         child.deaths += 1
-        pause = min(_FIRST_PAUSE_SECONDS * 2 ** (child.deaths - 1), _LONGEST_PAUSE_SECONDS)
+        pause = pause_after(child.deaths)
         child.begin_at = now + pause
         self._say(f"The receiver of the WAL of {name} {cause}; it is started again in {pause:.0f} s.")
 
-    def _end_one(self, name: str, child: _Child) -> None:
+    def _end_one(self, child: _Child) -> None:
         if child.process is None:
             return
         child.process.ask()
@@ -129,4 +135,3 @@ class WalChildren:
         while child.process.runs and time.monotonic() < deadline:
             time.sleep(0.05)
         child.process.kill()
-        self._say(f"The WAL of {name} is no longer archived by the service.")

@@ -101,6 +101,8 @@ class _Receiving:
                 self._receive()
             except DataManagerError as failure:
                 error = failure.message
+                if not self._outer.stop.stopping:
+                    self._let_go_own()
                 raise
             finally:
                 self._ended.set()
@@ -175,11 +177,14 @@ class _Receiving:
         """Pass on that it is to end; commits that wait only for this run are let go first."""
         while not self._ended.is_set() and not self._outer.stop.wait(BEAT_SECONDS):
             pass
-        if not self._ended.is_set() and self._options.synchronous and not self._config.wal_synchronous:
-            self._let_go()
+        if not self._ended.is_set():
+            self._let_go_own()
         self._context.stop.stop(self._outer.stop.reason or "receive WAL: ended")
 
-    def _let_go(self) -> None:
+    def _let_go_own(self) -> None:
+        """Let commits go that the service does not want to wait; also those of a receiver before that was killed."""
+        if self._config.wal_synchronous:
+            return
         with StopToken() as stop:
             timer = threading.Timer(_PUT_BACK_SECONDS, stop.stop, ["put settings back: it takes too long"])
             timer.daemon = True

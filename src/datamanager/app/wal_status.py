@@ -96,7 +96,7 @@ def status(context: Context, cluster: str, repository: str | None, unlocking: Un
     try:
         with opened(context, named, unlocking) as one:
             slot = slot or slot_name(cluster, one.id)
-            found = _look(one, cluster, beat if alive else None)
+            found = _look(one, cluster, beat)
     except DataManagerError as failure:
         context.stop.check()
         error = failure.message
@@ -164,15 +164,14 @@ class _Times:
         self._beat = beat
 
     def until(self, line: str, end: Lsn) -> datetime | None:
-        """When the byte before ``end`` came; now, where a receiver says that the server has written nothing since."""
-        beat = self._beat
-        if beat is not None and beat.progress.line == line:
-            progress = beat.progress
-            if progress.connected and progress.caught_up and end >= progress.sealed >= progress.server:
-                return beat.time
+        """When the byte before ``end`` came; later, where a receiver knows that the server wrote nothing after it."""
         known = self._lines.get(line)
         holding = [one for one in known[1] if one.start < end <= one.end] if known else []
-        return self._received(line, holding[-1]) if holding else None
+        came = self._received(line, holding[-1]) if holding else None
+        progress = self._beat.progress if self._beat is not None else None
+        if progress is None or progress.line != line or end < progress.sealed or progress.complete_time is None:
+            return came
+        return progress.complete_time if came is None else max(came, progress.complete_time)
 
     def from_(self, line: str, start: Lsn) -> datetime | None:
         known = self._lines.get(line)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from datamanager.app import in_place_delta
 from datamanager.app.in_place import Done, Planned
 from datamanager.app.moments import Moment
 from datamanager.base.units import format_duration, format_size
@@ -15,13 +16,19 @@ from datamanager.engine.in_place.undo import UndoPlan, UndoResult
 
 def planned(plan: Planned, moment: Moment) -> str:
     """What would happen, roles first: their passwords surprise people most (R74)."""
-    lines: list[str] = []
+    lines = [*_roles(plan), f"Moment: {_moment(plan, moment)}."]
+    return "\n".join([*lines, *_sentences(plan.plan.lines())])
+
+
+def _roles(plan: Planned | in_place_delta.Planned) -> list[str]:
     if plan.roles:
-        lines += ["These roles will be as they were then:", *(f"  {one}" for one in plan.roles)]
-    elif not plan.roles_known:
-        lines.append("Which roles will have another password is not known: the server could not be asked.")
-    lines.append(f"Moment: {_moment(plan, moment)}.")
-    return "\n".join([*lines, *(one[:1].upper() + one[1:] + "." for one in plan.plan.lines())])
+        return ["These roles will be as they were then:", *(f"  {one}" for one in plan.roles)]
+    known = "Which roles will have another password is not known: the server could not be asked."
+    return [] if plan.roles_known else [known]
+
+
+def _sentences(lines: Sequence[str]) -> list[str]:
+    return [one[:1].upper() + one[1:] + "." for one in lines]
 
 
 def _moment(plan: Planned, moment: Moment) -> str:
@@ -35,19 +42,75 @@ def planned_fields(plan: Planned, moment: Moment) -> dict[str, Any]:
         "backup_id": plan.manifest.backup,
         "moment": _moment(plan, moment),
         "data_directory": str(plan.plan.places.data_directory),
-        "roles": [
-            {
-                "name": one.name,
-                "password": one.password,
-                "attributes": list(one.attributes),
-                "gone": one.gone,
-                "returns": one.returns,
-            }
-            for one in plan.roles
-        ],
-        "roles_known": plan.roles_known,
+        **_role_fields(plan),
         "steps": plan.plan.lines(),
         "rooms": [{"path": str(one.path), "need_bytes": one.need, "free_bytes": one.free} for one in plan.plan.rooms],
+    }
+
+
+def _role_fields(plan: Planned | in_place_delta.Planned) -> dict[str, Any]:
+    roles = [
+        {
+            "name": one.name,
+            "password": one.password,
+            "attributes": list(one.attributes),
+            "gone": one.gone,
+            "returns": one.returns,
+        }
+        for one in plan.roles
+    ]
+    return {"roles": roles, "roles_known": plan.roles_known}
+
+
+def delta_planned(plan: in_place_delta.Planned) -> str:
+    """What a delta restore would do, roles first."""
+    return "\n".join([*_roles(plan), *_sentences(plan.lines())])
+
+
+def delta_fields(plan: in_place_delta.Planned) -> dict[str, Any]:
+    delta = plan.delta
+    return {
+        "cluster": plan.cluster,
+        "backup_id": delta.manifest.backup,
+        "moment": f"the end of backup {delta.manifest.backup}",
+        "data_directory": str(plan.record.places.data_directory),
+        **_role_fields(plan),
+        "steps": plan.lines(),
+        "rooms": [{"path": str(one.path), "need_bytes": one.need, "free_bytes": one.free} for one in delta.volumes],
+        "removed_files": delta.removed_files,
+        "removed_bytes": delta.removed_bytes,
+    }
+
+
+def delta_done(result: in_place_delta.Done) -> str:
+    """What is in force now; there is no way back."""
+    plan, delta = result.planned, result.result.result
+    lines = [
+        f"{plan.cluster} was restored to the end of backup {plan.delta.manifest.backup}, and goes on as timeline "
+        f"{result.result.timeline}. Nobody could connect for {format_duration(result.result.down_seconds)}."
+    ]
+    if delta is not None:
+        lines.append(
+            f"{format_size(delta.bytes_compared)} were compared, {format_size(delta.bytes_fetched)} fetched and "
+            f"{format_size(delta.bytes_written)} written."
+        )
+    if result.safety is not None:
+        lines.append(f"A backup of the former data was made before: {result.safety.result.manifest.backup}.")
+    if result.following is not None:
+        lines.append(f"The restored cluster was backed up: {result.following.result.manifest.backup}.")
+    return "\n".join(lines)
+
+
+def delta_done_fields(result: in_place_delta.Done) -> dict[str, Any]:
+    delta = result.result.result
+    return {
+        "safety_backup_id": result.safety.result.manifest.backup if result.safety else None,
+        "following_backup_id": result.following.result.manifest.backup if result.following else None,
+        "down_seconds": round(result.result.down_seconds, 3),
+        "sessions_ended": result.ended,
+        "fetched_bytes": delta.bytes_fetched if delta else None,
+        "written_bytes": delta.bytes_written if delta else None,
+        "timeline": result.result.timeline,
     }
 
 

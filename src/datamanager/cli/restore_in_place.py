@@ -16,14 +16,16 @@ from datamanager.cli.lazy import lazy
 from datamanager.cli.outcome import Outcome
 
 if TYPE_CHECKING:
-    from datamanager.app import in_place
-    from datamanager.app.in_place import Around
+    from datamanager.app import in_place, in_place_cluster, in_place_delta
+    from datamanager.app.in_place_cluster import Around
     from datamanager.app.moments import Moment
     from datamanager.app.opening import Unlocking
     from datamanager.cli import in_place_text
     from datamanager.cli.session import Session
 else:
     in_place = lazy("datamanager.app.in_place")
+    in_place_cluster = lazy("datamanager.app.in_place_cluster")
+    in_place_delta = lazy("datamanager.app.in_place_delta")
     in_place_text = lazy("datamanager.cli.in_place_text")
 
 
@@ -32,6 +34,7 @@ class PlaceOptions:
     """The options of ``restore`` that are for a restore in place alone."""
 
     in_place: bool = False
+    delta: bool = False
     confirm: str | None = None
     no_safety_backup: bool = False
     unreadable: bool = False
@@ -44,13 +47,13 @@ class PlaceOptions:
         """Raises: UsageError, when one was given without --in-place."""
         if self != PlaceOptions():
             raise UsageError(
-                "read options: --confirm, --no-safety-backup, --unreadable, --data-directory, --service, --managed and "
-                "--drain are for a restore in place",
+                "read options: --delta, --confirm, --no-safety-backup, --unreadable, --data-directory, --service, "
+                "--managed and --drain are for a restore in place",
                 hint="Leave them out, or give --in-place.",
             )
 
     def around(self) -> Around:
-        return in_place.Around(self.data_directory, self.service, self.managed, float(self.drain))
+        return in_place_cluster.Around(self.data_directory, self.service, self.managed, float(self.drain))
 
 
 _HANDLING = (
@@ -80,6 +83,7 @@ def place_options(body: Callable[..., Any]) -> Callable[..., Any]:
         session: Session,
         *,
         in_place: bool,
+        delta: bool,
         confirm: str | None,
         no_safety_backup: bool,
         unreadable: bool,
@@ -89,7 +93,9 @@ def place_options(body: Callable[..., Any]) -> Callable[..., Any]:
         drain: int,
         **parameters: Any,
     ) -> Outcome:
-        given = PlaceOptions(in_place, confirm, no_safety_backup, unreadable, data_directory, service, managed, drain)
+        given = PlaceOptions(
+            in_place, delta, confirm, no_safety_backup, unreadable, data_directory, service, managed, drain
+        )
         outcome: Outcome = body(session, for_place=given, **parameters)
         return outcome
 
@@ -99,6 +105,12 @@ def place_options(body: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--unreadable", is_flag=True, help="The directory is this cluster's, though it cannot be told."),
         click.option("--no-safety-backup", is_flag=True, help="Do not back up first what is there."),
         click.option("--confirm", metavar="CLUSTER", help="That cluster's data may be replaced; else it is asked for."),
+        click.option(
+            "--delta",
+            is_flag=True,
+            help="With --in-place: write over the data what differs in the backup, where there is no room for both. No"
+            " way back.",
+        ),
         click.option(
             "--in-place",
             is_flag=True,
@@ -138,6 +150,8 @@ def restore_in_place(
             f"read options: {misplaced[0]} and --in-place contradict each other", hint=f"Leave {misplaced[0]} out."
         )
     name = cluster or _only_cluster(session)
+    if given.delta:
+        return _restore_by_delta(session, name, backup, repository, moment, given, unlocking, dry_run=dry_run)
     request = in_place.Request(
         name, backup, moment, repository, given.around(), not given.no_safety_backup, given.unreadable
     )
@@ -152,6 +166,35 @@ def restore_in_place(
     done = in_place.run(session.context, request, unlocking)
     data = {**in_place_text.planned_fields(done.planned, moment), "dry_run": False, **in_place_text.done_fields(done)}
     return Outcome(in_place_text.done(done, moment), data, list(done.result.warnings))
+
+
+def _restore_by_delta(
+    session: Session,
+    name: str,
+    backup: str,
+    repository: str | None,
+    moment: Moment,
+    given: PlaceOptions,
+    unlocking: Unlocking,
+    *,
+    dry_run: bool,
+) -> Outcome:
+    if moment.is_given or given.unreadable:
+        raise UsageError(
+            "restore in place: --delta brings a backup's own end, of a cluster that can be told",
+            hint="Leave --delta out, or --to-time, --to-lsn, --to-name, --timeline and --unreadable.",
+        )
+    request = in_place_delta.Request(name, backup, repository, given.around(), not given.no_safety_backup)
+    planned = in_place_delta.plan(session.context, request, unlocking)
+    text = in_place_text.delta_planned(planned)
+    if dry_run:
+        return Outcome(text, {**in_place_text.delta_fields(planned), "dry_run": True}, list(planned.warnings))
+    if given.confirm is None:
+        session.console.say(text)
+    _require_name(session, name, given.confirm, "Its data will be overwritten, and there is no way back.")
+    done = in_place_delta.run(session.context, request, unlocking)
+    data = {**in_place_text.delta_fields(done.planned), "dry_run": False, **in_place_text.delta_done_fields(done)}
+    return Outcome(in_place_text.delta_done(done), data, [*done.planned.warnings, *done.warnings])
 
 
 def _only_cluster(session: Session) -> str:
@@ -203,7 +246,7 @@ def undo(
 
     Only directories are renamed, so it takes seconds. What was written since the restore is set aside with it.
     """
-    around = in_place.Around(data_directory, service, managed, float(drain))
+    around = in_place_cluster.Around(data_directory, service, managed, float(drain))
     plan, _ = in_place.plan_back(session.context, cluster, around, identity)
     text = "\n".join(one[:1].upper() + one[1:] + "." for one in plan.lines())
     data = in_place_text.undo_fields(plan)
@@ -228,7 +271,7 @@ def complete(
 
     Before the exchange of the data everything is put back, after it everything is completed.
     """
-    around = in_place.Around(data_directory, service, managed, float(drain))
+    around = in_place_cluster.Around(data_directory, service, managed, float(drain))
     finished = in_place.finish(session.context, cluster, around)
     if finished is None:
         return Outcome(f"No restore of {cluster} is unfinished.", {"cluster": cluster, "finished": None})
@@ -244,7 +287,7 @@ def kept(
     session: Session, cluster: str, data_directory: Path | None, service: str | None, managed: bool, drain: int
 ) -> Outcome:
     """List the data that restores in place, and their undoing, set aside."""
-    around = in_place.Around(data_directory, service, managed, float(drain))
+    around = in_place_cluster.Around(data_directory, service, managed, float(drain))
     found = in_place.kept(session.context, cluster, around)
     data = {"cluster": cluster, "kept": [in_place_text.kept_fields(one) for one in found]}
     return Outcome(in_place_text.kept_list(cluster, found, session.clock.now()), data)
@@ -266,7 +309,7 @@ def forget(
     drain: int,
 ) -> Outcome:
     """Delete data that were set aside, for good. ID is that of `restore kept`."""
-    around = in_place.Around(data_directory, service, managed, float(drain))
+    around = in_place_cluster.Around(data_directory, service, managed, float(drain))
     _require_name(session, cluster, confirm, f"The data kept as {identity} will be deleted for good.")
     gone = in_place.forget(session.context, cluster, around, identity)
     return Outcome(

@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from datamanager.base.errors import (
     DataManagerError,
@@ -20,10 +20,12 @@ from datamanager.base.errors import (
 )
 from datamanager.repository.format import HEADER, MAX_CONTAINER_BYTES, TRAILER, Kind, named_id
 from datamanager.repository.keys import Ring
-from datamanager.repository.packs.generation import GenerationBuilder
-from datamanager.repository.packs.pack import ChunkOpener, PackBuilder, PackDirectory, open_directory, parse_directory
 from datamanager.repository.sealing import Header, Sealer, open_small, seal_small
 from datamanager.storage.base import Storage
+
+if TYPE_CHECKING:  # ``wal push`` runs once a segment and reads no pack: numpy would take longer than all it does
+    from datamanager.repository.packs.generation import GenerationBuilder
+    from datamanager.repository.packs.pack import ChunkOpener, PackBuilder, PackDirectory
 
 T = TypeVar("T")
 
@@ -52,6 +54,8 @@ class OpenPack:
 
     def opener(self) -> ChunkOpener:
         """For one thread."""
+        from datamanager.repository.packs.pack import ChunkOpener  # noqa: PLC0415
+
         return ChunkOpener(self.sealer, self.directory, self.key)
 
 
@@ -114,10 +118,14 @@ class SealedStore:
 
     # -- packs ------------------------------------------------------------------------------------------------------
     def new_pack(self, kind: Kind, buffer: bytearray | memoryview) -> PackBuilder:
+        from datamanager.repository.packs.pack import PackBuilder  # noqa: PLC0415
+
         epoch = self.ring.newest
         return PackBuilder(kind, epoch.key.reveal(), epoch.number, self.ring.repository, buffer)
 
     def new_generation(self, identity: bytes, page_size: int) -> GenerationBuilder:
+        from datamanager.repository.packs.generation import GenerationBuilder  # noqa: PLC0415
+
         epoch = self.ring.newest
         return GenerationBuilder(epoch.key.reveal(), epoch.number, self.ring.repository, identity, page_size)
 
@@ -142,6 +150,8 @@ class SealedStore:
                 self._packs.pop(key, None)
 
     def _open_directory(self, key: str, identity: bytes, kind: Kind) -> OpenPack:
+        from datamanager.repository.packs.pack import open_directory, parse_directory  # noqa: PLC0415
+
         size = self.storage.stat(key).size
         head = self.storage.get(key, 0, HEADER.size)
         header = Header.parse(head, key)

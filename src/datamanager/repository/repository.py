@@ -11,6 +11,7 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from datamanager.base.clock import Clock
 from datamanager.base.errors import DataManagerError, IntegrityError, NotFound, ObjectMissing
@@ -24,8 +25,6 @@ from datamanager.repository.format import (
     pack_key,
 )
 from datamanager.repository.keys import Ring, SlotSecret
-from datamanager.repository.layers.contents import Contents
-from datamanager.repository.layers.reader import LayerReader
 from datamanager.repository.lease import Lease, LeaseRecord
 from datamanager.repository.leases import Leases
 from datamanager.repository.manifest import LayerReference, Manifest
@@ -33,6 +32,10 @@ from datamanager.repository.mark import DELETED, PIN, UNDELETED, UNPIN, Mark, ba
 from datamanager.repository.objects import UNREADABLE, OpenPack, SealedStore, worst
 from datamanager.repository.packs.places import PackPlaces
 from datamanager.storage.base import Storage
+
+if TYPE_CHECKING:  # with numpy, which ``wal push`` does without; see ``objects.py``
+    from datamanager.repository.layers.contents import Contents
+    from datamanager.repository.layers.reader import LayerReader
 
 _CACHED_META_CHUNKS = 64  # 16 MiB
 _CACHED_MANIFESTS = 100  # about 50 KB each as objects
@@ -198,11 +201,15 @@ class Repository:
     # -- layers and packs -------------------------------------------------------------------------------------------
     def contents(self, manifest: Manifest) -> Contents:
         """The files of a backup. Raises: IntegrityError, ObjectMissing."""
+        from datamanager.repository.layers.contents import Contents  # noqa: PLC0415
+
         layers = [self.layer(reference) for reference in reversed(manifest.layers)]
         packs = [pack for layer in layers for pack in layer.packs]
         return Contents(packs, layers, manifest.page_size)
 
     def layer(self, reference: LayerReference) -> LayerReader:
+        from datamanager.repository.layers.reader import LayerReader  # noqa: PLC0415
+
         places = [
             (bytes.fromhex(pack), chunk)
             for pack, first, count in reference.spans

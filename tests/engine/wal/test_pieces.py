@@ -86,17 +86,52 @@ def test_a_damaged_piece_is_taken_away_and_comes_again(line: Line, repository: R
     writer = LineWriter(line, START)
     writer.write(b"a" * 500, NOW)
     writer.write(b"b" * 500, NOW)
-    assert isinstance(repository.storage, LocalStorage)
-    path = repository.storage.root / line.stored()[1].key
-    sealed = bytearray(path.read_bytes())
-    sealed[70] ^= 1
-    path.write_bytes(sealed)
+    damage(repository, line.stored()[1].key)
     again = LineWriter(line, START)
     (told,) = again.unreadable
     assert "chunk" in told
     again.write(b"a" * 500 + b"b" * 500 + b"c", NOW)
     assert again.sealed == START + 1001
     assert line.read(START, START + 1001) == b"a" * 500 + b"b" * 500 + b"c"
+
+
+def damage(repository: Repository, key: str, at: int = 70) -> None:
+    assert isinstance(repository.storage, LocalStorage)
+    path = repository.storage.root / key
+    sealed = bytearray(path.read_bytes())
+    sealed[at] ^= 1
+    path.write_bytes(sealed)
+
+
+@pytest.mark.parametrize("at", [4, 70])  # in the header, which looks like a newer format then, or in the first chunk
+def test_good_pieces_outlive_a_damaged_segment_and_make_it_whole_again(
+    line: Line, repository: Repository, at: int
+) -> None:
+    data = random.Random(6).randbytes(MIB)
+    writer = LineWriter(line, START)
+    writer.write(data[:1000], NOW)
+    writer.write(data[1000:2000], NOW)
+    # As a power cut leaves it where a drive did not keep its word: the segment is there, torn, and so are its pieces.
+    whole = line.put(START, data, line.info(line.stored()[0]))
+    damage(repository, whole.key, at)
+    assert line.drop_covered() == 0
+    again = LineWriter(line, START)
+    assert len(again.unreadable) == 1
+    assert line.read(START, START + 2000) == data[:2000]
+    again.write(data[:5000], NOW)
+    again.write(data[5000:], NOW)
+    assert [(one.start, one.end) for one in line.stored()] == [(START, START + MIB)]
+    assert line.read(START, START + MIB) == data
+
+
+def test_a_damaged_piece_stays_until_its_bytes_come_again(line: Line, repository: Repository) -> None:
+    LineWriter(line, START).write(b"a" * 500, NOW)
+    (piece,) = line.stored()
+    damage(repository, piece.key)
+    writer = LineWriter(line, START)
+    assert [one.key for one in line.stored()] == [piece.key]  # the server may no longer have it
+    writer.write(b"a" * 500, NOW)
+    assert line.read(START, START + 500) == b"a" * 500
 
 
 def test_a_timeline_that_ends_leaves_one_piece_with_its_index(line: Line) -> None:

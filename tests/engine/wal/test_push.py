@@ -16,6 +16,7 @@ from datamanager.engine.wal.push import Pushed, push_segment
 from datamanager.postgres.wal.names import SEGMENT, segment_place
 from datamanager.repository.repository import Repository
 from datamanager.repository.wal.archive import Line, WalArchive
+from datamanager.storage.local import LocalStorage
 from tests.conftest import NewServer
 from tests.engine.wal.conftest import system_of, whole_reach
 from tests.servers import Server
@@ -180,6 +181,23 @@ def test_a_whole_segment_takes_the_place_of_its_pieces(pushing: Pushing) -> None
         line.put(whole.start + at, path.read_bytes()[at : at + 1000], info)
     pushing.push(path)
     assert [(one.start, one.end) for one in line.stored()] == [(whole.start, whole.end)]
+
+
+@pytest.mark.parametrize("length", [0, 300, SIZE // 4])
+def test_a_segment_that_a_power_cut_left_torn_is_stored_again(
+    pushing: Pushing, repository: Repository, length: int
+) -> None:
+    path = pushing.segments()[-1]
+    pushing.push(path)
+    line = pushing.line()
+    (whole,) = line.stored()
+    line.read(whole.start, whole.end)
+    assert isinstance(repository.storage, LocalStorage)
+    stored = repository.storage.root / whole.key
+    stored.write_bytes(stored.read_bytes()[:length])
+    pushing.push(path)
+    assert line.read(*segment_span(path)) == pushing.line().read(*segment_span(path)) == path.read_bytes()
+    pushing.push(path)
 
 
 def test_the_module_is_quick_to_load() -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,33 @@ def test_a_cut_a_silent_and_a_killed_connection_are_each_made_again(
     assert whole_reach(receiving.line()).end >= flushed(server)
     assert_same_as_server(receiving.line(), server)
     assert receiving.end() < 1.5
+
+
+@pytest.mark.decision(14)
+def test_what_the_server_commits_while_no_word_comes_through_is_never_said_to_be_there(
+    new_server: NewServer, receive: Receive, proxy: Callable[[Server], Proxy]
+) -> None:
+    server = new_server(config=LIMITED)
+    server.sql("create table kept (n int)")
+    wire = proxy(server)
+    receiving = receive(server, dsn=wire.dsn, silence_seconds=6)
+
+    def complete_until() -> datetime:
+        told = receiving.state.complete_until
+        return datetime.fromisoformat(told) if told else datetime.min.replace(tzinfo=UTC)
+
+    # A quiet server writes nothing, and yet it is known that nothing is missing.
+    begun = server.value("select now()")
+    receiving.until(lambda: complete_until() > begun)
+    wire.stall()
+    committed = server.value("insert into kept values (1) returning clock_timestamp()")
+    receiving.stop.wait(3)
+    assert receiving.state.connected
+    receiving.until(lambda: "said nothing" in receiving.state.error)
+    assert begun < complete_until() < committed
+    wire.resume()
+    receiving.until_sealed(flushed(server))
+    receiving.until(lambda: complete_until() > committed)
 
 
 @pytest.mark.pg("14,18")

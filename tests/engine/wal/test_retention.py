@@ -75,6 +75,13 @@ def kept(plans: Sequence[LinePlan], lines: Sequence[LineFacts]) -> dict[str, lis
     return {one.id: [each.start // SEGMENT for each in one.stored if each.key not in going[one.id]] for one in lines}
 
 
+def test_a_backup_that_was_made_while_the_clock_was_wrong_lets_nothing_go() -> None:
+    only = line(1, 0, 20)
+    backups = [made(1, 3.5, 9), made(1, 7.5, 5), made(1, 15.5, 365 * 50)]
+    (plan,) = plan_lines([only], backups, 7 * DAY, NOW)
+    assert kept([plan], [only])["line1"] == list(range(3, 20))
+
+
 def test_without_a_window_wal_stays_from_the_oldest_kept_backup_on() -> None:
     only = line(1, 0, 20)
     (plan,) = plan_lines([only], [made(1, 7.5, 5), made(1, 15.5, 1)], None, NOW)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from datamanager.base.files import sync_directory, write_durably
 from datamanager.postgres.conf_syntax import Include, hba_includes, settings_of
+from datamanager.postgres.wal.names import HISTORY_FILE, history_name
 
 _OWN = frozenset(
     ("PG_VERSION", "backup_label", "backup_label.old", "tablespace_map", "tablespace_map.old", "backup_manifest",
@@ -25,7 +26,8 @@ _SETTINGS = ("postgresql.conf", "postgresql.auto.conf")
 _RULES = ("pg_hba.conf", "pg_ident.conf")
 # Configuration is small; what is larger is somebody's data, which stays with the old directory.
 MOST_BYTES = 4 << 20
-_HISTORY_SUFFIX = ".history"
+# Stands for the history of a timeline whose own is not known: a promoted server takes the first number without one.
+TAKEN = b"# taken\n"
 _DEPTH = 10
 
 
@@ -87,6 +89,23 @@ def carry_over(current: Path, target: Path, replaced: Path, owner: tuple[int, in
     return changed
 
 
+def copy_configuration(source: Path, target: Path, names: Iterable[str], owner: tuple[int, int] | None) -> None:
+    """Copy such files as they are, durably: owner and mode, links as links. Raises: OSError.
+
+    Args: owner - (uid, gid) of new folders, or None.
+    """
+    for name in names:
+        one, place = source / name, target / name
+        _folders(target, place.parent, owner)
+        if one.is_symlink():
+            _link(one, place)
+            continue
+        status = one.stat()
+        write_durably(place, one.read_bytes(), mode=status.st_mode & 0o7777)
+        if hasattr(os, "chown"):
+            os.chown(place, status.st_uid, status.st_gid)
+
+
 def _link(source: Path, place: Path) -> None:
     place.unlink(missing_ok=True)
     place.symlink_to(os.readlink(source))  # noqa: PTH115 - as it stands there
@@ -114,7 +133,18 @@ def histories_of(data_directory: Path) -> dict[str, bytes]:
     folder = data_directory / "pg_wal"
     if not folder.is_dir():
         return {}
-    return {one.name: one.read_bytes() for one in folder.iterdir() if one.name.endswith(_HISTORY_SUFFIX)}
+    return {one.name: one.read_bytes() for one in folder.iterdir() if HISTORY_FILE.match(one.name)}
+
+
+def histories_known(directories: Iterable[Path], timelines: Iterable[int] = ()) -> dict[str, bytes]:
+    """The histories in several data directories, and ``TAKEN`` for timelines of which only the number is known.
+
+    Raises: OSError.
+    """
+    found = {history_name(number): TAKEN for number in timelines if number > 1}
+    for directory in directories:
+        found |= {name: data for name, data in histories_of(directory).items() if data != TAKEN or name not in found}
+    return found
 
 
 def announce_history(data_directory: Path, timeline: int, owner: tuple[int, int] | None) -> None:
@@ -122,7 +152,7 @@ def announce_history(data_directory: Path, timeline: int, owner: tuple[int, int]
 
     Source: src/backend/access/transam/xlogarchive.c, XLogArchiveNotify. Raises: OSError.
     """
-    name = f"{timeline:08X}{_HISTORY_SUFFIX}"
+    name = history_name(timeline)
     folder = data_directory / "pg_wal" / "archive_status"
     if not (data_directory / "pg_wal" / name).is_file() or (folder / f"{name}.done").exists():
         return

@@ -134,8 +134,13 @@ def read_journal(path: Path) -> Journal:
 
 def require_abandoned(journal: Journal) -> None:
     """Raises: Busy, while the process that writes it lives."""
-    if journal.process.pid != os.getpid() and is_alive(journal.process):
-        raise Busy(f"restore in place: process {journal.process.pid} is at it since {journal.began:%H:%M} UTC")
+    require_abandoned_by(journal.process, f" since {journal.began:%H:%M} UTC")
+
+
+def require_abandoned_by(process: ProcessIdentity, since: str = "") -> None:
+    """Raises: Busy, while that process lives."""
+    if process.pid != os.getpid() and is_alive(process):
+        raise Busy(f"restore in place: process {process.pid} is at it{since}")
 
 
 def _parsed(value: Mapping[str, Any], path: Path) -> Journal:

@@ -63,6 +63,11 @@ class Places:
         return self.folder / (self._hidden + "restore.json")
 
     @property
+    def delta(self) -> Path:
+        """The record of a delta restore."""
+        return self.folder / (self._hidden + "delta.json")
+
+    @property
     def lock(self) -> Path:
         return self.folder / (self._hidden + "restore.lock")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,6 +53,7 @@ class InPlaceOptions:
         source: the restored state in words, such as ``backup 2026… of clinic``.
         needs: bytes to restore: ``base``, then one per tablespace oid.
         tablespaces: the former location of each tablespace outside the data directory, by oid.
+        timelines: numbers that the repository knows to be taken.
         service: how the server's service is called, where it is not to be found out.
         programs: of the server, where they are not to be found out.
         manager: of the system's services; None for the system's own.
@@ -68,6 +69,7 @@ class InPlaceOptions:
     source: str
     needs: Mapping[str, int]
     tablespaces: Mapping[int, str] = field(default_factory=dict)
+    timelines: Collection[int] = ()
     service: str | None = None
     programs: Programs | None = None
     manager: ServiceManager | None = None
@@ -166,8 +168,8 @@ def plan_in_place(options: InPlaceOptions) -> InPlacePlan:
             f"restore in place: {place} is of PostgreSQL {major}, the backup of {options.major}", hint=_ELSEWHERE
         )
     present = tuple(outside_of(place))
-    _check_account(place)
-    _check_layout(place, present)
+    check_account(place)
+    check_layout(place, present)
     position = _check_system(place, options.system_identifier, anyone=options.unreadable)
     found = find_control(place, places.log, manager=options.manager, service=options.service, programs=options.programs)
     if not options.managed and (one := manager_of(place, found.above)) is not None:
@@ -209,7 +211,7 @@ def plan_in_place(options: InPlaceOptions) -> InPlacePlan:
 FINISH = "Run `datamanager restore complete CLUSTER`: it completes it or puts the data back."
 
 
-def _check_account(place: Path) -> None:
+def check_account(place: Path) -> None:
     if sys.platform == "win32" or os.geteuid() in (0, place.stat().st_uid):
         return
     raise RightMissing(
@@ -217,7 +219,7 @@ def _check_account(place: Path) -> None:
     )
 
 
-def _check_layout(place: Path, present: tuple[Outside, ...]) -> None:
+def check_layout(place: Path, present: tuple[Outside, ...]) -> None:
     if (place / "standby.signal").exists():
         raise TargetUnfit(
             f"restore in place: {place} is a standby, which would follow its primary again",
@@ -298,19 +300,24 @@ def _rooms(needs: Mapping[str, int], incoming: Path, tablespaces: Mapping[int, P
     return tuple(by_device.values())
 
 
-def _losses(place: Path, present: tuple[Outside, ...], options: InPlaceOptions) -> list[str]:
-    """What a base backup does not hold, or what it holds otherwise."""
-    said = []
+def slots_lost(place: Path) -> list[str]:
+    """What the owner should know of slots, which no backup holds."""
     folder = place / "pg_replslot"
     # The archive's own slot is made again by its receiver.
     slots = (
         sorted(one.name for one in folder.iterdir() if not one.name.startswith(SLOT_PREFIX)) if folder.is_dir() else []
     )
-    if slots:
-        said.append(
-            f"replication slots will not exist any more: {', '.join(slots)}; standbys and subscribers that use them"
-            " must be made anew"
-        )
+    if not slots:
+        return []
+    return [
+        f"replication slots will not exist any more: {', '.join(slots)}; standbys and subscribers that use them"
+        " must be made anew"
+    ]
+
+
+def _losses(place: Path, present: tuple[Outside, ...], options: InPlaceOptions) -> list[str]:
+    """What a base backup does not hold, or what it holds otherwise."""
+    said = slots_lost(place)
     newer = [one for one in present if one.kind == "tablespace" and one.oid not in options.tablespaces]
     said += [f"tablespace {one.oid} at {one.path} is not in the backup; it stays with the kept data" for one in newer]
     if leads_away(place / "postgresql.conf"):

@@ -21,6 +21,7 @@ from datamanager.base.errors import IntegrityError, ServerDidNotStart
 from datamanager.base.events import Executed, Listener, PhaseStarted
 from datamanager.base.files import sync_tree, write_durably
 from datamanager.base.pipeline import StopToken
+from datamanager.engine.in_place.configuration import TAKEN
 from datamanager.engine.in_place.kept import control_of_directory
 from datamanager.engine.restore.plan import RestoreOptions, plan_restore
 from datamanager.engine.restore.run import apply_restore
@@ -31,6 +32,7 @@ from datamanager.postgres.control_file import STOPPED
 from datamanager.postgres.facts_model import ServerFacts
 from datamanager.postgres.local_server import LocalServer
 from datamanager.postgres.programs import Programs
+from datamanager.postgres.wal.names import history_name
 from datamanager.repository.format import canonical_json
 from datamanager.repository.manifest import Manifest
 from datamanager.repository.repository import Repository
@@ -77,15 +79,12 @@ class FromBackup:
         apply_restore(self.repository, plan_restore(self.repository, self.manifest, options), self.stop, self.listener)
         if pg_wal is not None:
             move_wal(target, pg_wal, self.how.owner)
-        for name, data in self.how.histories.items():
-            place = target / "pg_wal" / name
-            if not place.exists():
-                write_durably(place, data, mode=0o600)
-                self.how.account.take([place])
-        self._recover(target)
+        self.recover(target)
 
-    def _recover(self, target: Path) -> None:
+    def recover(self, target: Path) -> None:
+        """Bring a restored directory to the backup's end, promoted and stopped. Raises: as the call; OSError."""
         self.listener(PhaseStarted("recovering"))
+        self._give_histories(target / "pg_wal")
         with _side_directory(self.how.account) as side:
             # All of its WAL came with the backup, so nothing is fetched: 1 says "not in the archive".
             recovery = {"restore_command": "exit 1", "recovery_target_timeline": "current"}
@@ -115,6 +114,17 @@ class FromBackup:
                 on_executed=lambda text: self.listener(Executed(text)),
             )
             self._run(server, target)
+
+    def _give_histories(self, pg_wal: Path) -> None:
+        known = self.how.histories
+        newest = max((int(name[:8], 16) for name in known), default=1)
+        for number in range(2, newest + 1):
+            name = history_name(number)
+            data = known.get(name, TAKEN)
+            # The server looks for a free number behind the backup's; before it only what is known counts.
+            if (data != TAKEN or number > self.manifest.timeline) and not (pg_wal / name).exists():
+                write_durably(pg_wal / name, data, mode=0o600)
+                self.how.account.take([pg_wal / name])
 
     def _run(self, server: LocalServer, target: Path) -> None:
         server.start(self.stop, limit_seconds=self.how.limit_seconds)

@@ -26,7 +26,7 @@ class Finished:
     """How an exchange ended after all.
 
     Args:
-        kind: ``restore`` or ``undo``.
+        kind: ``restore``, ``undo`` or ``delta restore``.
         completed: the new data are in force; else those that were in force before it.
         kept: what was set aside, when it was completed.
     """
@@ -40,6 +40,8 @@ class Finished:
         what = f"an unfinished {self.kind} of {self.data_directory}"
         if self.completed and self.kept is not None:
             return f"{what} was completed: {self.kept.successor} is in force, the former data are {self.kept.place}"
+        if self.completed:
+            return f"{what} was completed"
         return f"{what} was taken back: the data that were in force before it are in force"
 
 

@@ -36,7 +36,7 @@ from datamanager.base.events import Listener, PhaseStarted, Touched, Warned
 from datamanager.base.files import sync_tree
 from datamanager.base.pipeline import StopToken
 from datamanager.engine.in_place.act import Act, Swapped, abandon_quietly, alone
-from datamanager.engine.in_place.configuration import announce_history, carry_over, copy_label, histories_of
+from datamanager.engine.in_place.configuration import announce_history, carry_over, copy_label, histories_known
 from datamanager.engine.in_place.journal import Journal, Phase
 from datamanager.engine.in_place.kept import Kept, Position, control_of_directory, outside_of, position_of
 from datamanager.engine.in_place.plan import InPlacePlan
@@ -139,10 +139,7 @@ def known_histories(plan: InPlacePlan) -> dict[str, bytes]:
 
     A restore must not begin a timeline that one of them has begun (PostgreSQL decision 12). Raises: OSError.
     """
-    found: dict[str, bytes] = {}
-    for directory in (*(one.place for one in plan.kept), plan.places.data_directory):
-        found |= histories_of(directory)
-    return found
+    return histories_known((*(one.place for one in plan.kept), plan.places.data_directory), plan.options.timelines)
 
 
 def require_answer(address: ServerAddress, system_identifier: int) -> list[str]:

@@ -95,12 +95,13 @@ class DeltaResult:
     warnings: list[str]
 
 
-def plan_delta(repository: Repository, manifest: Manifest, options: DeltaOptions) -> DeltaPlan:
+def plan_delta(repository: Repository, manifest: Manifest, options: DeltaOptions, *, at_rest: bool = True) -> DeltaPlan:
     """Check everything that can be checked without writing.
 
+    Args: at_rest - False to look beforehand at a directory whose server runs; such a plan cannot be applied.
     Raises: TargetUnfit, TargetTooSmall, ServerMismatch, Busy; IntegrityError when the backup is not complete.
     """
-    target = examine(_absolute(options.target), manifest)
+    target = examine(_absolute(options.target), manifest, at_rest=at_rest)
     _require_stored(repository, manifest)
     contents = repository.contents(manifest)
     with _target_errors(target.root, "Mend that, or restore into a new directory."):

@@ -77,7 +77,10 @@ def _extras(target: DeltaTarget, path: bytes, place: str, expected: Expected, me
         ):
             continue
         kind = expected.get(inner)
-        status = one.stat(follow_symlinks=inner == b"pg_wal")
+        try:
+            status = one.stat(follow_symlinks=inner == b"pg_wal")
+        except FileNotFoundError:
+            continue  # beforehand, the server may be running
         if kind is FileKind.DIRECTORY and stat.S_ISDIR(status.st_mode):
             yield from _extras(target, inner, one.path, expected, mend)
         elif kind is not FileKind.REGULAR or not stat.S_ISREG(status.st_mode):
@@ -90,7 +93,7 @@ def _listed(place: str, mend: bool) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(place) as scan:
             return list(scan)
-    except PermissionError:
+    except (PermissionError, FileNotFoundError):
         if mend:
             raise
         return []  # a plan says what it can see
@@ -107,7 +110,8 @@ def _open_up(place: str) -> None:
 def files_below(extra: Extra) -> Iterator[tuple[str, os.stat_result]]:
     """Place and status of every file that goes with it."""
     if not extra.is_directory:
-        yield extra.place, os.lstat(extra.place)
+        with contextlib.suppress(FileNotFoundError):
+            yield extra.place, os.lstat(extra.place)
         return
     for folder, _, names in os.walk(extra.place):
         for name in names:

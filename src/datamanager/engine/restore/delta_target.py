@@ -79,13 +79,15 @@ def read_journal(root: Path) -> DeltaJournal | None:
         raise TargetUnfit(f"restore backup: {root / JOURNAL} cannot be read ({error})", hint=_ELSEWHERE) from error
 
 
-def examine(root: Path, manifest: Manifest) -> DeltaTarget:
+def examine(root: Path, manifest: Manifest, *, at_rest: bool = True) -> DeltaTarget:
     """Make sure that this is the backup's own cluster, at rest, with its tablespaces where they were. Writes nothing.
 
+    Args: at_rest - False only to look: its server may run.
     Raises: TargetUnfit, ServerMismatch, Busy.
     """
     _require_directory(root)
-    _require_at_rest(root)
+    if at_rest:
+        _require_at_rest(root)
     journal = read_journal(root)
     identifier, catalog = _identity(root, journal)
     _require_same_cluster(root, manifest, identifier)
@@ -94,7 +96,8 @@ def examine(root: Path, manifest: Manifest) -> DeltaTarget:
     _require_wal_folder(root)
     inside = {one.oid: root / "pg_tblspc" / str(one.oid) for one in manifest.tablespaces if in_place(one)}
     present = {oid: path for oid, path in inside.items() if path.exists()}
-    assert_tablespaces_isolated(root, {**present, **links}, running_data_directories())
+    running = [one for one in running_data_directories() if at_rest or not one.samefile(root)]
+    assert_tablespaces_isolated(root, {**present, **links}, running)
     return DeltaTarget(root, identifier, catalog, version_folder.encode(), links, _owner(root), journal is not None)
 
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from datamanager.base.errors import IntegrityError, WalContradicts
+from datamanager.base.errors import FormatUnsupported, IntegrityError, ObjectMissing, WalContradicts
 from datamanager.base.units import Lsn
 from datamanager.postgres.wal.index import index_segment
 from datamanager.repository.wal.archive import Line
 from datamanager.repository.wal.container import WalInfo
-from datamanager.repository.wal.names import Range, merged
+from datamanager.repository.wal.names import Range, StoredWal, merged
 
 _FAN = 16
 _FEW = 8
@@ -31,7 +31,8 @@ class LineWriter:
 
     def __init__(self, line: Line, start: Lsn) -> None:
         self._line = line
-        self.unreadable: list[str] = []  # what was found damaged, and removed, for the server still has its bytes
+        self.unreadable: list[str] = []  # what was found damaged
+        self._damaged: list[StoredWal] = []  # the same; it goes as soon as the server sends its bytes again
         self.stored = 0  # how often something was put
         self._known: list[tuple[Range, bytes]] = []
         self._levels: list[list[Lsn]] = []  # where the pieces begin
@@ -59,6 +60,8 @@ class LineWriter:
         Args: received - when the last byte came.
         Raises: WalContradicts; StoreError, IntegrityError, after which only a new writer may go on.
         """
+        self._line.delete(self._damaged)
+        self._damaged.clear()
         view = memoryview(data)
         while len(view):
             part = view[: self._end - self.position]
@@ -83,11 +86,13 @@ class LineWriter:
             if one.start < self._start or one.end > self._end:
                 continue
             try:
-                self._line.read(one.start, one.end)
+                self._line.check(one)
                 kept.append(Range(one.start, one.end))
-            except IntegrityError as error:
+            except ObjectMissing:
+                continue  # another writer put more in its place
+            except (IntegrityError, FormatUnsupported) as error:
                 self.unreadable.append(error.message)
-                self._line.delete([one])
+                self._damaged.append(one)
         self._known = [(held, self._line.read(held.start, held.end)) for held in merged(kept)]
         if self._known and self._known[0][0].start == self._start:
             self._sealed = self._known[0][0].end

@@ -2,7 +2,7 @@
 
 PostgreSQL calls again until it succeeds, also for a file that was stored before a crash: the same bytes are a success,
 other bytes never are. It removes or reuses the file after a success, so everything is durable before that.
-This module is loaded once a segment: what takes long to import is imported where it is used.
+This module is loaded once a segment, so nothing is imported that takes long.
 Source: PostgreSQL documentation 25.3.1 (setting up WAL archiving); field notes 4.7, 4.12; decision 16.
 """
 
@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datamanager.base.clock import Clock
-from datamanager.base.errors import NotFound, UsageError, WalForeign
+from datamanager.base.errors import FormatUnsupported, IntegrityError, NotFound, UsageError, WalForeign
 from datamanager.base.units import Lsn
 from datamanager.engine.wal.lines import line_of
 from datamanager.postgres.wal.history import TimelineHistory
+from datamanager.postgres.wal.index import index_segment
 from datamanager.postgres.wal.names import HISTORY_FILE, SEGMENT, history_name, is_segment_size, segment_place
 from datamanager.postgres.wal.pages import PAGE_BYTES, PageReader
 from datamanager.postgres.wal.records import walk
@@ -60,8 +61,6 @@ def push_segment(archive: WalArchive, path: Path, cluster: str, clock: Clock) ->
 
 
 def _push_segment(archive: WalArchive, path: Path, cluster: str, clock: Clock) -> Pushed:
-    from datamanager.postgres.wal.index import index_segment  # noqa: PLC0415 - numpy
-
     received = clock.now().isoformat()
     data = _content(path)
     size = len(data)
@@ -78,9 +77,16 @@ def _push_segment(archive: WalArchive, path: Path, cluster: str, clock: Clock) -
         if not data:
             return Pushed(path.name)
     line = _line(archive, path, timeline, size, cluster)
-    line.put(start, data, WalInfo(received, index_segment(data, start, size)))
+    info, held = WalInfo(received, index_segment(data, start, size)), Range(start, Lsn(start + len(data)))
+    try:
+        line.put(start, data, info)
+    except (IntegrityError, FormatUnsupported):
+        # What a power cut left damaged would make every further attempt fail; its bytes are here.
+        if not line.drop_damaged(held):
+            raise
+        line.put(start, data, info)
     if whole:
-        line.drop_covered(Range(start, Lsn(start + size)))
+        line.drop_covered(held)
     return Pushed(path.name, line.id, len(data))
 
 

@@ -272,6 +272,8 @@ class _Receiver:
             if error.sqlstate == SLOT_IN_USE:
                 raise StreamBroken(f"{error.message}: another receiver, or a connection that was lost") from error
             raise
+        if line.id != self._telling.state.line:
+            self._telling.change(complete_until="")
         self._telling.change(connected=True, line=line.id, timeline=line.timeline, received=start, error="")
         self._telling.phase(f"receiving WAL of timeline {line.timeline} from {start}")
         with _rung() as (bell, wake):

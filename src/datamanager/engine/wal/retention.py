@@ -114,10 +114,19 @@ def _anchor(
 ) -> BackupNeed | None:
     """The backup from which on the WAL that leads to a line is kept."""
     reaching = [one for one in backups if _reaches(one, line.history)]
-    older = [one for one in reaching if window is not None and one.good and one.ended <= now - window]
+    older = [
+        one
+        for one in reaching
+        if window is not None and one.good and one.ended <= now - window and _is_in_order(one, reaching)
+    ]
     if older:
         return max(older, key=lambda one: (one.start, one.ended))
     return min(reaching, key=lambda one: one.start, default=None)
+
+
+def _is_in_order(backup: BackupNeed, others: Sequence[BackupNeed]) -> bool:
+    """Whether none from before it ended after it: the clock may have been wrong, and then it may be new."""
+    return not any(one.start < backup.start and one.ended > backup.ended for one in others)
 
 
 def _reaches(backup: BackupNeed, history: TimelineHistory) -> bool:

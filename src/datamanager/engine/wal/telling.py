@@ -20,8 +20,9 @@ class ReceiverState:
     """How far the receiver is. Positions are 0 while unknown; times RFC 3339 in UTC, empty before the first.
 
     Args: line, timeline - that are written; received, sealed - up to where bytes came and are in the archive; server -
-        up to where the server was when last heard of; caught_up - everything up to there was received; changed - when
-        ``connected`` last changed; error - why there is no connection, or why the last one was lost.
+        up to where the server was when last heard of; caught_up - everything up to there was received; complete_until
+        - by the server's clock, all that it had written by then is in the archive; changed - when ``connected`` last
+        changed; error - why there is no connection, or why the last one was lost.
     """
 
     connected: bool = False
@@ -32,6 +33,7 @@ class ReceiverState:
     server: Lsn = _UNKNOWN
     sealed_at: str = ""
     caught_up: bool = False
+    complete_until: str = ""
     synchronous: bool = False
     changed: str = ""
     error: str = ""
@@ -74,8 +76,15 @@ class Telling:
                 server=stream.server_end,
                 sealed_at=sealing.sealed_at.isoformat() if sealing.sealed_at else self.state.sealed_at,
                 caught_up=caught_up,
+                complete_until=self._complete_until(stream, sealing),
             )
         return works
+
+    def _complete_until(self, stream: WalStream, sealing: Sealing) -> str:
+        """What was once known of a line stays true."""
+        if stream.complete_until is None or sealing.sealed < stream.received:
+            return self.state.complete_until
+        return stream.complete_until.isoformat()
 
     def phase(self, name: str) -> None:
         self._listener(PhaseStarted(name))

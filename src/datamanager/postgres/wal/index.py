@@ -1,7 +1,8 @@
 """What stands in a segment of WAL, found in one pass when it is sealed, so that nobody need read it again to plan.
 
-Lengths lead from record to record and each must name the one before it; that is exact, and numpy looks at the rest.
-CRCs are checked where it matters, at the end. An index is a JSON object of less than 2 KiB as a rule; positions are
+Lengths lead from record to record and each must name the one before it; CRCs are checked where it matters, at the end.
+Of 200,000 records a segment it takes some 0.1 s; numpy would save half of that, and takes as long to load, which ``wal
+push`` would do for each segment. An index is a JSON object of less than 2 KiB as a rule; positions are
 integers, times are microseconds since 2000 as in the WAL:
 
     range        [start, end] of the bytes that were looked through
@@ -20,12 +21,9 @@ Source: decision 14; ``records.py``, ``replay_hazards.py``.
 
 from __future__ import annotations
 
-from array import array
 from struct import Struct
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from crc32c import crc32c
 
 from datamanager.postgres.wal.pages import PAGE_BYTES, Geometry, PageReader
@@ -39,12 +37,12 @@ from datamanager.postgres.wal.records import (
     parse_restore_point,
 )
 
-I64 = npt.NDArray[np.int64]
 # Bytes 16 to 19 of a record: info, resource manager, padding. The lowest four bits are flags of any record.
 _SWITCH, _RESTORE_POINT = 0x0040, 0x0070
-_COMMITS = tuple(0x0100 | one for one in COMMITS)
+_COMMITS = frozenset(0x0100 | one for one in COMMITS)
 _CREATE_TABLESPACE, _COPY_DATABASE, _DROP_DATABASE = 0x0500, 0x0400, (0x0410, 0x0420)
-_COPY = Struct("<IIII")
+_RARE = frozenset((_RESTORE_POINT, _CREATE_TABLESPACE, _COPY_DATABASE, *_DROP_DATABASE))
+_COPY, _OID = Struct("<IIII"), Struct("<I")
 _SHORT_DATA = 0xFF
 _LAST_CHECKED = 16  # records whose CRC is checked at the end; pages that were never written break the chain itself
 
@@ -98,64 +96,77 @@ class _Run:
         self.base = base
         self.geometry = geometry
         self.switched = False
-        whole = len(content) & ~7
-        self._words = np.frombuffer(content[:whole] if whole != len(content) else content, "<u8")
-        self._places: I64 = np.empty(0, np.int64)  # of whole records, in words
-        self._lsns: I64 = np.empty(0, np.int64)
-        self._kinds: npt.NDArray[np.uint64] = np.empty(0, np.uint64)
+        self._count = len(content) >> 3
+        whole = memoryview(content)[: self._count * 8]
+        self._words = whole.cast("Q") if self._count else memoryview(b"")
+        # Places are in words. Of whole records: all, commits, and those that are looked into.
+        self._places: list[int] = []
+        self._commits: list[int] = []
+        self._rare: list[tuple[int, int]] = []
         self._after = self._skip = 0
         self._begun = False
 
     def walk(self, skip: int, before: int | None) -> None:
         """Find every whole record from byte ``skip`` on; ``before`` is where the record before it begins."""
-        count = len(self._words)
+        words, count = self._words, self._count
         lengths = memoryview(self.content)[: count * 8].cast("I") if count else memoryview(b"")
-        place = first = skip >> 3
-        places = array("q")  # a list would have to be converted, which takes as long as the walk
-        note = places.append
+        place = skip >> 3
+        note, commit, rare, commits, special = self._places.append, self._commits.append, self._rare, _COMMITS, _RARE
+        limit = shift = 0  # up to ``limit`` positions are ``shift`` ahead of the places: until the page ends
+        self._after = self._skip = place * 8
         while place < count:
             length = lengths[place + place]
             if length < RECORD_HEADER:
                 break
-            note(place)
-            place += (length + 7) >> 3
-        self._after = self._skip = first * 8
-        if not places:
-            return
-        self._begun = place > count
-        found: I64 = np.frombuffer(places, np.int64)
-        # A header that is cut off says nothing of the record before it.
-        headed = found if found[-1] + 3 <= count else found[:-1]
-        lsns = self._positions(headed)
-        prevs = self._words[headed + 1].astype(np.int64)
-        kinds = self._words[headed + 2] & np.uint64(0xFFFF)
-        rmids = kinds >> np.uint64(8)
-        wrong = (rmids > LAST_BUILT_IN) & (rmids < FIRST_CUSTOM)
-        wrong[1:] |= prevs[1:] != lsns[:-1]
-        if len(headed):
-            wrong[0] |= prevs[0] >= lsns[0] if before is None else prevs[0] != before
-        switches = np.flatnonzero(kinds & np.uint64(0xFFF0) == _SWITCH)
-        end = len(headed) - (self._begun and len(headed) == len(found))
-        bad = np.flatnonzero(wrong)
-        if len(bad):
-            end, self._begun = min(end, int(bad[0])), False
-        if len(switches) and switches[0] < end:
-            end, self.switched, self._begun = int(switches[0]) + 1, True, False
-        self._keep(found, lsns, kinds, end)
-
-    def _keep(self, found: I64, lsns: I64, kinds: npt.NDArray[np.uint64], end: int) -> None:
-        for number in range(max(0, end - _LAST_CHECKED), end):
-            if not self._sound(int(found[number]) * 8):
-                end, self._begun, self.switched = number, False, False
+            if place + 3 > count:
+                self._begun = True  # a header that is cut off says nothing of the record before it
                 break
-        self._places, self._lsns, self._kinds = found[:end], lsns[:end], kinds[:end]
-        if end:
-            last = int(found[end - 1]) * 8
+            if place >= limit:
+                shift, limit = self._page(place)
+            lsn = place * 8 + shift
+            prev, kind = words[place + 1], words[place + 2] & 0xFFFF
+            if (prev >= lsn if before is None else prev != before) or LAST_BUILT_IN < kind >> 8 < FIRST_CUSTOM:
+                break
+            following = place + ((length + 7) >> 3)
+            if following > count:
+                self._begun = True
+                break
+            note(place)
+            if kind & 0xFF70 in commits:
+                commit(place)
+            elif kind & 0xFFF0 in special:
+                rare.append((place, kind & 0xFFF0))
+            elif kind & 0xFFF0 == _SWITCH:
+                self.switched = True
+                break
+            before, place = lsn, following
+        self._check_end()
+
+    def _page(self, place: int) -> tuple[int, int]:
+        lsn = self._lsn(place)
+        return lsn - place * 8, place + (PAGE_BYTES - lsn % PAGE_BYTES >> 3)
+
+    def _lsn(self, place: int) -> int:
+        return int(self.geometry.begin(self.base + place * 8))
+
+    def _check_end(self) -> None:
+        """Let go of the last records if one of them is damaged."""
+        places = self._places
+        for number in range(max(0, len(places) - _LAST_CHECKED), len(places)):
+            if not self._sound(places[number] * 8):
+                first = places[number]
+                del places[number:]
+                self._commits = [one for one in self._commits if one < first]
+                self._rare = [one for one in self._rare if one[0] < first]
+                self._begun = self.switched = False
+                break
+        if places:
+            last = places[-1] * 8
             self._after = last + (int.from_bytes(self.content[last : last + 4], "little") + 7 & ~7)
 
     def note(self, found: dict[str, Any]) -> int | None:
         """Add what stands here to an index; returns where the last whole record begins."""
-        if found["first"] is None and (len(self._places) or self._begun):
+        if found["first"] is None and (self._places or self._begun):
             found["first"] = int(self.geometry.begin(self.base + self._skip))
         if self._begun:
             place = self._after
@@ -166,38 +177,35 @@ class _Run:
                 int(self.geometry.end(self.base + place + (length + 7 & ~7))),
                 int.from_bytes(kind, "little") if kind else None,
             ]
-        if not len(self._places):
+        if not self._places:
             return None
         end = self.geometry.end(self.base + self._after)
-        last = int(self._lsns[-1])
+        last = self._lsn(self._places[-1])
         found["last"] = [last, int(self.geometry.segment_end(end) if self.switched else end)]
-        masked = self._kinds & np.uint64(0xFF70)
-        self._note_commits(found, np.flatnonzero(np.isin(masked, _COMMITS)))
-        plain = self._kinds & np.uint64(0xFFF0)
-        rare = (_RESTORE_POINT, _CREATE_TABLESPACE, _COPY_DATABASE, *_DROP_DATABASE)
-        for number in np.flatnonzero(np.isin(plain, rare)).tolist():
-            self._note_rare(found, number, int(plain[number]))
+        self._note_commits(found)
+        for one, rare in self._rare:
+            self._note_rare(found, one, rare)
         return last
 
-    def _note_commits(self, found: dict[str, Any], commits: I64) -> None:
-        if not len(commits):
+    def _note_commits(self, found: dict[str, Any]) -> None:
+        if not self._commits:
             return
-        places = self._places[commits]
-        words = self._words
-        # The usual commit has its time behind two bytes: id and length of the main data.
-        times = (words[places + 3] >> np.uint64(16) | words[places + 4] << np.uint64(48)).astype(np.int64)
-        for number in np.flatnonzero(words[places + 3] & np.uint64(0xFF) != _SHORT_DATA).tolist():
-            main = self._main(int(places[number]))
-            times[number] = int.from_bytes(main[:8], "little", signed=True)
-        lsns = self._lsns[commits]
-        found["commits"] += len(commits)
-        found.setdefault("first_commit", [int(lsns[0]), int(times[0])])
-        found["last_commit"] = [int(lsns[-1]), int(times[-1])]
-        found["least"] = min(found.get("least", int(times[0])), int(times.min()))
-        found["greatest"] = max(found.get("greatest", int(times[0])), int(times.max()))
+        times = [self._commit_time(one) for one in self._commits]
+        found["commits"] += len(times)
+        found.setdefault("first_commit", [self._lsn(self._commits[0]), times[0]])
+        found["last_commit"] = [self._lsn(self._commits[-1]), times[-1]]
+        found["least"] = min(found.get("least", times[0]), min(times))
+        found["greatest"] = max(found.get("greatest", times[0]), max(times))
 
-    def _note_rare(self, found: dict[str, Any], number: int, kind: int) -> None:
-        main, lsn = self._main(int(self._places[number])), int(self._lsns[number])
+    def _commit_time(self, place: int) -> int:
+        begin = place * 8 + RECORD_HEADER
+        if self.content[begin] == _SHORT_DATA:
+            # The usual commit has its time behind two bytes: id and length of the main data.
+            return int.from_bytes(self.content[begin + 2 : begin + 10], "little", signed=True)
+        return int.from_bytes(self._main(place)[:8], "little", signed=True)
+
+    def _note_rare(self, found: dict[str, Any], place: int, kind: int) -> None:
+        main, lsn = self._main(place), self._lsn(place)
         if kind == _RESTORE_POINT:
             point = parse_restore_point(main)
             if point is not None:
@@ -209,8 +217,8 @@ class _Run:
         elif kind == _COPY_DATABASE and len(main) == _COPY.size:
             found.setdefault("copied", []).append([lsn, *_COPY.unpack(main)])
         elif kind in _DROP_DATABASE and len(main) > 8 and len(main) == 8 + 4 * int.from_bytes(main[4:8], "little"):
-            oids = np.frombuffer(main, "<u4")
-            found.setdefault("removed", []).append([lsn, int(oids[0]), *oids[2:].tolist()])
+            database, _, *tablespaces = (one[0] for one in _OID.iter_unpack(main))
+            found.setdefault("removed", []).append([lsn, database, *tablespaces])
 
     def _main(self, place: int) -> bytes:
         begin = place * 8
@@ -221,12 +229,3 @@ class _Run:
         length, *_, crc = HEADER.unpack_from(self.content, place)
         body = crc32c(self.content[place + RECORD_HEADER : place + length])
         return bool(crc32c(self.content[place : place + RECORD_HEADER - 4], body) == crc)
-
-    def _positions(self, places: I64) -> I64:
-        """``Geometry.begin`` of each."""
-        size, pages = self.geometry.segment_size, PAGE_BYTES
-        room = pages - 24
-        segments, within = np.divmod(places * 8 + self.base, size // pages * room - 16)
-        numbers, rest = np.divmod(within + 16, room)
-        positions: I64 = segments * size + numbers * pages + 24 + rest
-        return positions

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from struct import Struct
 from typing import Final
 
@@ -33,6 +34,7 @@ _ALIVE: Final = Struct(">cqqB")
 _STATUS: Final = Struct(">cqqqqB")
 _STATUS_SECONDS = 5.0  # how often the server is told what is safe here, at least
 _EPOCH = 946_684_800  # 2000-01-01 in seconds since 1970
+_EPOCH_TIME = datetime.fromtimestamp(_EPOCH, UTC)
 # A walsender whose peer is gone holds the slot until this ends; the default of 60 s would keep us out as long.
 _SENDER_TIMEOUT = "20s"
 
@@ -92,9 +94,12 @@ class WalStream:
         self.received = Lsn(0)
         self.sealed = Lsn(0)
         self.ended: NextTimeline | None = None
+        self.complete_until: datetime | None = None
+        self._alive_at: datetime | None = None
 
     # asked: the server waits for an answer, which it does when it shuts down and wants all of its WAL to be safe.
     # received and sealed: up to where bytes came, and are safe; 0 while that is not known.
+    # complete_until: by the server's clock, all that it had flushed by then has come; None while that is not known.
 
     def identify(self) -> Identity:
         """Raises: ServerError, Cancelled."""
@@ -147,6 +152,7 @@ class WalStream:
         Raises: ServerError with ``sqlstate`` (SLOT_IN_USE, or the slot is lost), StreamBroken, Cancelled.
         """
         self.received, self.sealed, self.ended, self.asked = Lsn(at), Lsn(0), None, False
+        self.complete_until = self._alive_at = None
         self._session.send(f"START_REPLICATION SLOT {quote_identifier(slot)} PHYSICAL {Lsn(at)} TIMELINE {timeline}")
         self._heard = self._told = self._clock.elapsed()
         first = self._session.result()
@@ -172,8 +178,9 @@ class WalStream:
             if kind == b"w" and len(message) > _DATA.size:
                 yield self._data(message)
             elif kind == b"k" and len(message) == _ALIVE.size:
-                _, end, _, asks = _ALIVE.unpack(message)
+                _, end, sent, asks = _ALIVE.unpack(message)
                 self.server_end = max(self.server_end, Lsn(end))
+                self._is_alive(sent)
                 self.asked |= bool(asks)
             else:
                 raise StreamBroken(f"receive WAL: the server sent an unknown message ({kind!r})")
@@ -205,6 +212,12 @@ class WalStream:
         self._told = self._clock.elapsed()
         moment = int((self._clock.now().timestamp() - _EPOCH) * 1_000_000)
         self._session.put(_STATUS.pack(b"r", self.received, self.sealed, self.sealed, moment, 1))
+
+    def _is_alive(self, sent: int) -> None:
+        """Between two signs of life the server looks what it has flushed, and sends that or how far it goes."""
+        if self.received >= self.server_end and self._alive_at is not None:
+            self.complete_until = self._alive_at
+        self._alive_at = _EPOCH_TIME + timedelta(microseconds=sent)
 
     def _data(self, message: memoryview) -> WalData:
         _, start, end, _ = _DATA.unpack(message[: _DATA.size])

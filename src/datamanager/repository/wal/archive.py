@@ -182,25 +182,51 @@ class Line:
         return directory.info
 
     def drop_covered(self, within: Range | None = None) -> int:
-        """Delete what a longer object covers whole; returns how many. Raises: StoreError.
+        """Delete what a longer object covers whole, once that one has been read; returns how many. Raises: StoreError.
 
         Args: within - look only there; nothing longer than a log.
         """
         objects = self.stored() if within is None else self._listed(log_folder(self._folder, within.start))
         gone = 0
         best: StoredWal | None = None
+        sound: bool | None = None
         for one in sorted(objects, key=lambda one: (one.start, -one.end)):
-            if best is not None and one.end <= best.end:
-                self._storage.delete(one.key)
+            if best is None or one.end > best.end:
+                best, sound = one, None
+                continue
+            # The pieces may be all that is left of a segment that was damaged.
+            sound = self.is_sound(best) if sound is None else sound
+            if sound:
+                self.delete([one])
                 gone += 1
-            else:
-                best = one
         return gone
+
+    def drop_damaged(self, within: Range) -> int:
+        """Delete the objects in a range that cannot be authenticated, by somebody who has their bytes.
+
+        Returns: how many. Raises: StoreError.
+        """
+        listed = self._listed(log_folder(self._folder, within.start))
+        inside = [one for one in listed if within.start <= one.start and one.end <= within.end]
+        damaged = [one for one in inside if not self.is_sound(one)]
+        self.delete(damaged)
+        return len(damaged)
+
+    def is_sound(self, stored: StoredWal) -> bool:
+        """Whether every byte of an object can be read and authenticated. Raises: StoreError, other than of one file."""
+        try:
+            self.check(stored)
+        except UNREADABLE:
+            return False
+        return True
 
     def delete(self, stored: Iterable[StoredWal]) -> None:
         """Raises: StoreError."""
         for one in stored:
             self._storage.delete(one.key)
+            with self._lock:
+                if self._directory is not None and self._directory[0] == one.key:
+                    self._directory = None  # other bytes may come under the same name
 
     def _listed(self, folder: str) -> list[StoredWal]:
         found: list[StoredWal] = []
@@ -314,27 +340,36 @@ class WalArchive:
         return Line(self._repository, name, record)
 
     def abandoned(self) -> set[str]:
-        """The ids of lines that nobody goes on with by himself: a restore was undone. Raises: StoreError."""
+        """Lines by id and timelines by number that nobody goes on with by himself: undone. Raises: StoreError."""
         folder = f"{self._folder}{_ABANDONED}/"
         return {one.key.removeprefix(folder) for one in self._repository.storage.list(folder)}
 
-    def abandon(self, line: Line) -> None:
-        """Say that recovery is not to choose a line by itself. Idempotent, durable. Raises: StoreError."""
-        key = f"{self._folder}{_ABANDONED}/{line.id}"
+    def abandon(self, line: Line | int) -> None:
+        """Say that recovery is not to choose a line by itself. Idempotent, durable. Raises: StoreError.
+
+        Args: line - or the number of a timeline: then no line of it, and no backup, with or without an archive.
+        """
+        key = self._abandoned_key(line)
         time = self._repository.clock.now().isoformat()
+        storage = self._repository.storage
+        if isinstance(storage, KeepsFolders):
+            storage.ensure_folders([WAL_FOLDER])
         with contextlib.suppress(ObjectExists):
             self._repository.objects.put_small(Kind.LINE, key, [key], canonical_json({"time": time}))
         self._repository.storage.barrier()
 
-    def take_up(self, line: Line) -> None:
+    def take_up(self, line: Line | int) -> None:
         """Take that back. Idempotent, durable. Raises: StoreError."""
-        self._repository.storage.delete(f"{self._folder}{_ABANDONED}/{line.id}")
+        self._repository.storage.delete(self._abandoned_key(line))
         self._repository.storage.barrier()
 
     def drop_record(self, line: Line) -> None:
         """Forget a line, once nothing of its WAL is left. Raises: StoreError."""
         for key in (*self._keys(line.id), f"{self._folder}{_ABANDONED}/{line.id}"):
             self._repository.storage.delete(key)
+
+    def _abandoned_key(self, line: Line | int) -> str:
+        return f"{self._folder}{_ABANDONED}/{line if isinstance(line, int) else line.id}"
 
     def _logical(self, name: str) -> str:
         return f"{self._folder}{_LINES}/{name}"
