@@ -13,6 +13,7 @@ from datamanager.app.wal_beat import WalFiles, read_wal_beat
 from datamanager.base.units import Lsn
 from datamanager.config.home import Home
 from tests.cli.caller import Installation
+from tests.cli.test_in_place_delta import killed_at
 from tests.conftest import NewServer
 from tests.servers import Server
 
@@ -80,7 +81,7 @@ def archived(office: Office) -> Iterator[Office]:
         receiver.communicate(timeout=30)
 
 
-@pytest.mark.pg("15,18")
+@pytest.mark.pg("18")
 @pytest.mark.decision(12)
 def test_a_restore_to_a_time_in_place_is_undone_and_the_newest_moment_is_not_on_what_was_undone(
     archived: Office, new_server: NewServer, open_folder: Path
@@ -134,6 +135,32 @@ def test_the_newest_backup_after_an_undo_is_none_of_what_was_undone(
     assert planned["backup_id"] not in (first, following)
     run.result("restore", "undo", "office", "--confirm", "office")
     assert run.result("restore", "latest", "--in-place", "--dry-run")["backup_id"] == following
+
+
+@pytest.mark.pg("18")
+@pytest.mark.decision(12)
+def test_an_undo_that_was_killed_counts_once_it_is_complete(office: Office) -> None:
+    run = office.installation
+    run.ok("config", "set", "clusters.office.data_directory", str(office.server.data_directory))
+    office.write(1)
+    first = run.result("backup", "run", "office")["backup_id"]
+    done = run.result("restore", first, "--in-place", "--confirm", "office")
+    assert killed_at(run, "starting the server", "undo", "office", "--confirm", "office")
+    run.run("restore", "complete", "office")
+    assert run.result("restore", "latest", "--in-place", "--dry-run")["backup_id"] == done["safety_backup_id"]
+
+
+@pytest.mark.pg("18")
+@pytest.mark.decision(12)
+def test_going_back_over_two_restores_leaves_the_timelines_of_both_behind(office: Office) -> None:
+    run = office.installation
+    office.write(1)
+    first = run.result("backup", "run", "office")["backup_id"]
+    oldest = run.result("restore", first, "--in-place", "--confirm", "office")
+    newer = run.result("restore", first, "--in-place", "--confirm", "office")
+    assert newer["timeline"] == 3
+    run.run("restore", "undo", "office", "--to", oldest["kept"]["id"], "--confirm", "office")
+    assert run.result("restore", "latest", "--in-place", "--dry-run")["backup_id"] == oldest["safety_backup_id"]
 
 
 @pytest.mark.pg("18")

@@ -33,7 +33,7 @@ from datamanager.engine.in_place.delta import (
 from datamanager.engine.in_place.journal import require_abandoned_by
 from datamanager.engine.in_place.kept import list_kept, outside_of
 from datamanager.engine.in_place.places import Places, new_identity
-from datamanager.engine.in_place.plan import check_account, check_layout, slots_lost
+from datamanager.engine.in_place.plan import check_account, check_layout
 from datamanager.engine.in_place.prepare import FromBackup, Preparation
 from datamanager.engine.in_place.roles import RoleChange
 from datamanager.engine.in_place.run import require_answer
@@ -225,7 +225,7 @@ class _Session:
             _START_SECONDS,
             histories_known([*(one.place for one in list_kept(place)), place], taken),
         )
-        return record, (*found.doubts, *slots_lost(place))
+        return record, found.doubts
 
     def _drain(self, cluster: LocalCluster) -> int:
         if cluster.address is None:

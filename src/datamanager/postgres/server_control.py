@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from datamanager.base.errors import DataManagerError, ServerDidNotStart, ServiceError
+from datamanager.base.errors import DataManagerError, ServerDidNotStart, ServiceError, TargetUnfit
 from datamanager.base.pipeline import StopToken
 from datamanager.postgres.account import CurrentAccount, named_account
 from datamanager.postgres.postmaster import did_not_start, last_words, postmaster_of, wait_until_ready
@@ -119,7 +119,7 @@ class PgCtl:
     def start(self, told: Told, limit_seconds: float) -> None:
         if postmaster_of(self.data_directory) is None:
             line = shlex.join(self.options) if sys.platform != "win32" else subprocess.list2cmdline(self.options)
-            descriptor = os.open(self.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            descriptor = _open_log(self.log_file)
             try:
                 said_before = os.fstat(descriptor).st_size
                 words = ("start", "-s", "-w", "-t", f"{max(limit_seconds, 1):.0f}", "-o", line)
@@ -285,6 +285,18 @@ class DebianCluster:
 
 def pg_ctlcluster_present() -> bool:
     return shutil.which("pg_ctlcluster") is not None
+
+
+def _open_log(path: Path) -> int:
+    """To append to; no link, in a folder of the server's account, that leads root elsewhere. Raises: TargetUnfit."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        return os.open(path, flags, 0o600)
+    except OSError as error:
+        raise TargetUnfit(
+            f"start server: {path}: {(error.strerror or 'cannot be written').lower()}",
+            hint="Move away what lies there, then run the command again.",
+        ) from error
 
 
 def _run(words: tuple[str, ...], told: Told, limit_seconds: float = _COMMAND_SECONDS) -> str:

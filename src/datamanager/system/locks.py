@@ -36,7 +36,8 @@ def held(path: Path, stop: StopToken, *, limit_seconds: float | None = None) -> 
     """
     deadline = None if limit_seconds is None else time.monotonic() + limit_seconds
     # Reading is enough to lock, so that another account may hold it too.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+    # No link: in another account's folder it would let root make a file anywhere.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
     try:
         while not (mine := _try_lock(descriptor)):
             if deadline is not None and time.monotonic() >= deadline:

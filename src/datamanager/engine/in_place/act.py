@@ -110,7 +110,8 @@ class Act:
 
         Raises: ServerDidNotStart, which says that and why.
         """
-        self.note(replace(self.journal, phase=Phase.EXCHANGED))
+        with contextlib.suppress(OSError):  # on a full volume; that the swap is done tells the same
+            self.note(replace(self.journal, phase=Phase.EXCHANGED))
         swap_of(self.journal, self._renames).finish()
         self._listener(PhaseStarted("starting the server"))
         self._control.unmask(self.tell)
@@ -122,8 +123,15 @@ class Act:
             raise ServerDidNotStart(
                 f"{error.message}; the data that were in force before are in force again", hint=error.hint
             ) from error
-        self._leave_record()
-        self._end()
+        try:
+            self._leave_record()
+            self._end()
+        except OSError as error:
+            raise TargetUnfit(
+                f"restore in place: what was restored is in force, but the way back could not be written down: "
+                f"{error.filename or self.journal.path}: {(error.strerror or 'not possible').lower()}",
+                hint="Make room, then run `datamanager restore complete CLUSTER`.",
+            ) from error
 
     def put_back(self) -> None:
         """The old data in force, and their server running if it ran. Raises: OSError, IntegrityError, ServerError."""
@@ -222,4 +230,6 @@ def abandon_quietly(act: Act, listener: Listener) -> None:
     try:
         act.abandon()
     except (DataManagerError, OSError) as error:
-        listener(Warned(f"not everything could be left as it was: {error}; `datamanager restore finish` goes on"))
+        listener(
+            Warned(f"not everything could be left as it was: {error}; `datamanager restore complete CLUSTER` goes on")
+        )

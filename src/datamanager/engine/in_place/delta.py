@@ -27,7 +27,7 @@ from datamanager.base.pipeline import StopToken
 from datamanager.engine.in_place.act import alone, wait_until_stopped
 from datamanager.engine.in_place.configuration import announce_history, configuration_of, copy_configuration
 from datamanager.engine.in_place.journal import require_abandoned_by
-from datamanager.engine.in_place.kept import control_of_directory, remove_tree, require_own
+from datamanager.engine.in_place.kept import control_of_directory, read_own, remove_tree
 from datamanager.engine.in_place.places import Places
 from datamanager.engine.in_place.recovery import Finished
 from datamanager.engine.restore.delta import DeltaResult
@@ -107,9 +107,8 @@ def find_record(data_directory: Path) -> Record | None:
     path = next((one for whole in (True, False) if (one := Places(real, whole).delta).is_file()), None)
     if path is None:
         return None
-    require_own(path)
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_own(path))
         if value["format"] != _FORMAT:
             raise ValueError("a newer program wrote it")
         pid, started, boot = value["process"]

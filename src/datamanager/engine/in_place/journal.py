@@ -23,7 +23,7 @@ from typing import Any
 
 from datamanager.base.errors import Busy, IntegrityError
 from datamanager.base.files import sync_folder, write_durably
-from datamanager.engine.in_place.kept import Kept, Outside, require_own
+from datamanager.engine.in_place.kept import Kept, Outside, read_own
 from datamanager.engine.in_place.places import Places
 from datamanager.system.processes import ProcessIdentity, is_alive
 
@@ -122,9 +122,8 @@ def find_journal(data_directory: Path) -> Path | None:
 
 def read_journal(path: Path) -> Journal:
     """Raises: IntegrityError (cannot be understood), RightMissing (another account's)."""
-    require_own(path)
     try:
-        return _parsed(json.loads(path.read_bytes()), path)
+        return _parsed(json.loads(read_own(path)), path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(
             f"read journal {path}: {error}",

@@ -25,6 +25,7 @@ from datamanager.postgres.control_file import ControlFile, parse_control_bytes, 
 from datamanager.postgres.stopped_server import server_process
 
 FORMAT = 1
+_AS_IT_IS = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
 # Requirement R80: so long nothing even suggests deleting it.
 OFFERED_AFTER = timedelta(days=7)
 
@@ -139,9 +140,8 @@ def list_kept(data_directory: Path) -> list[Kept]:
 
 
 def _read(path: Path) -> Kept:
-    require_own(path)
     try:
-        kept = Kept.from_json(json.loads(path.read_bytes()))
+        kept = Kept.from_json(json.loads(read_own(path)))
         if kept.record != path:
             raise ValueError("it speaks of another directory")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -151,16 +151,20 @@ def _read(path: Path) -> Kept:
     return kept
 
 
-def require_own(path: Path) -> None:
-    """Raises: RightMissing, for a file of another account: root would rename and delete what it says."""
-    if sys.platform == "win32":
-        return
-    owner = path.lstat().st_uid
-    if owner != os.geteuid():
-        raise RightMissing(
-            f"read {path}: it belongs to another account (number {owner})",
-            hint="Run the command as the account that ran the restore.",
-        )
+def read_own(path: Path) -> bytes:
+    """A file of this account, and no other that takes its name meanwhile: root renames and deletes what it says.
+
+    Raises: RightMissing, for a file of another account; OSError, for a link too.
+    """
+    descriptor = os.open(path, os.O_RDONLY | _AS_IT_IS)
+    with open(descriptor, "rb") as file:
+        owner = os.fstat(descriptor).st_uid
+        if sys.platform != "win32" and owner != os.geteuid():
+            raise RightMissing(
+                f"read {path}: it belongs to another account (number {owner})",
+                hint="Run the command as the account that ran the restore.",
+            )
+        return file.read()
 
 
 def forget_kept(kept: Kept) -> None:

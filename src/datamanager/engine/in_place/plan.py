@@ -300,24 +300,19 @@ def _rooms(needs: Mapping[str, int], incoming: Path, tablespaces: Mapping[int, P
     return tuple(by_device.values())
 
 
-def slots_lost(place: Path) -> list[str]:
-    """What the owner should know of slots, which no backup holds."""
+def _losses(place: Path, present: tuple[Outside, ...], options: InPlaceOptions) -> list[str]:
+    """What a base backup does not hold, or what it holds otherwise."""
+    said = []
     folder = place / "pg_replslot"
     # The archive's own slot is made again by its receiver.
     slots = (
         sorted(one.name for one in folder.iterdir() if not one.name.startswith(SLOT_PREFIX)) if folder.is_dir() else []
     )
-    if not slots:
-        return []
-    return [
-        f"replication slots will not exist any more: {', '.join(slots)}; standbys and subscribers that use them"
-        " must be made anew"
-    ]
-
-
-def _losses(place: Path, present: tuple[Outside, ...], options: InPlaceOptions) -> list[str]:
-    """What a base backup does not hold, or what it holds otherwise."""
-    said = slots_lost(place)
+    if slots:
+        said.append(
+            f"replication slots will not exist any more: {', '.join(slots)}; standbys and subscribers that use them"
+            " must be made anew"
+        )
     newer = [one for one in present if one.kind == "tablespace" and one.oid not in options.tablespaces]
     said += [f"tablespace {one.oid} at {one.path} is not in the backup; it stays with the kept data" for one in newer]
     if leads_away(place / "postgresql.conf"):

@@ -35,6 +35,7 @@ from datamanager.engine.restore.plan import CONTROL_FILE, VolumeNeed
 from datamanager.engine.restore.witness import MANIFEST_FILE, require_complete_label, write_manifest
 from datamanager.postgres.isolation import assert_tablespaces_isolated, running_data_directories
 from datamanager.postgres.replay_hazards import replay_hazards
+from datamanager.postgres.wal.slot import SLOT_PREFIX
 from datamanager.repository.commit import require_objects
 from datamanager.repository.layers.contents import Contents
 from datamanager.repository.layers.layer import FileKind
@@ -282,9 +283,10 @@ def _told(going: list[Extra], manifest: Manifest) -> list[str]:
     wal = sum(1 for extra in going if extra.path.startswith(b"pg_wal/") and len(extra.path) == len(b"pg_wal/") + 24)
     if wal:
         told.append(f"{wal} WAL segments in pg_wal are removed; what of them is archived nowhere is lost")
-    slots = [os.fsdecode(extra.path) for extra in going if extra.path.startswith(b"pg_replslot/")]
+    slots = [os.fsdecode(extra.path)[12:] for extra in going if extra.path.startswith(b"pg_replslot/")]
+    slots = [one for one in slots if not one.startswith(SLOT_PREFIX)]  # the archive's is made again by its receiver
     if slots:
-        told.append(f"replication slots are removed: {', '.join(one.rpartition('/')[2] for one in slots[:5])}")
+        told.append(f"replication slots are removed: {', '.join(slots[:5])}")
     if manifest.damaged:
         names = ", ".join(one.path for one in manifest.checksum_failures[:3])
         told.append(f"the server itself held damaged pages when this backup was taken: {names}")

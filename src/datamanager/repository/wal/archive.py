@@ -224,9 +224,6 @@ class Line:
         """Raises: StoreError."""
         for one in stored:
             self._storage.delete(one.key)
-            with self._lock:
-                if self._directory is not None and self._directory[0] == one.key:
-                    self._directory = None  # other bytes may come under the same name
 
     def _listed(self, folder: str) -> list[StoredWal]:
         found: list[StoredWal] = []
@@ -284,8 +281,14 @@ class Line:
         raise failure or WalMissing(f"read WAL: timeline {self.timeline} is not in the archive at {Lsn(at)}", at)
 
     def _read_from(self, stored: StoredWal, start: int, end: int) -> bytes:
-        directory = self._open(stored)
-        return b"".join(read_bytes(self._storage, directory, stored.key, Range(Lsn(start), Lsn(end))))
+        wanted = Range(Lsn(start), Lsn(end))
+        try:
+            return b"".join(read_bytes(self._storage, self._open(stored), stored.key, wanted))
+        except IntegrityError:
+            # A damaged object may have been replaced, by another process, since its directory was read.
+            with self._lock:
+                self._directory = None
+            return b"".join(read_bytes(self._storage, self._open(stored), stored.key, wanted))
 
     def _open(self, stored: StoredWal) -> Directory:
         with self._lock:
