@@ -12,7 +12,15 @@ from datamanager.base.errors import WalContradicts
 from datamanager.base.units import Lsn
 from datamanager.repository.wal.names import Range
 from tests.conftest import NewServer
-from tests.engine.wal.conftest import LIMITED, Receiving, assert_same_as_server, flushed, keeper, whole_reach
+from tests.engine.wal.conftest import (
+    LIMITED,
+    Receiving,
+    assert_same_as_server,
+    flushed,
+    keeper,
+    wait_until,
+    whole_reach,
+)
 from tests.servers import Server, copy_data_directory, hand_over
 
 Receive = Callable[..., Receiving]
@@ -33,6 +41,9 @@ def promote_by_recovery(server: Server) -> None:
     hand_over(server.data_directory / "recovery.signal")
     server.configure(restore_command="exit 1")
     server.start()
+    # Hot standby answers a moment before the end of recovery.
+    wait_until(lambda: not server.value("select pg_is_in_recovery()"))
+    server.sql("checkpoint")
 
 
 @pytest.mark.pg("18")
