@@ -178,7 +178,7 @@ def test_a_job_over_its_time_limit_ends_itself_and_is_failed(office: Desk, serve
     assert "not done within its time limit of 2.0 s" in done.cause
     assert done.next_step
     assert (done.ended or done.queued).timestamp() - (done.started or done.queued).timestamp() < 8
-    assert server.value("SELECT count(*) FROM pg_replication_slots") == 0
+    assert server.slots_left() == []
     assert office.forced == []
 
 
@@ -302,4 +302,4 @@ def test_stopping_the_worker_ends_what_it_began(office: Desk, server: Server) ->
     (done,) = office.worker.stop("the service, which was stopped", 8)
     assert (done.id, done.state) == (job.id, JobState.CANCELLED)
     assert done.cancelled_by == "the service, which was stopped"
-    assert server.value("SELECT count(*) FROM pg_replication_slots") == 0
+    assert server.slots_left() == []

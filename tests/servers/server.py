@@ -106,6 +106,13 @@ class Server:
         """Run one statement and return the first column of its first row."""
         return self.sql(query, *parameters, database=database, user=user)[0][0]
 
+    def slots_left(self, seconds: float = 10) -> list[str]:
+        """Replication slots; a temporary one goes a moment after its session, so that is waited for."""
+        deadline = time.monotonic() + seconds
+        while (found := self.sql("select slot_name::text from pg_replication_slots")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return [name for (name,) in found]
+
     def script(self, text: str, *, database: str = "postgres") -> str:
         """Run a psql script (several statements, ``\\copy``) that stops at its first error, and return its output.
 
