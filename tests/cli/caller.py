@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -86,8 +87,9 @@ class Installation:
 
     def start(self, *words: str | Path, **options: Any) -> subprocess.Popen[str]:
         """Start a command in a process of its own; the caller waits for it."""
+        module = options.pop("module", "datamanager.cli.main")
         return subprocess.Popen(
-            [sys.executable, "-m", "datamanager.cli.main", *(str(word) for word in words)],
+            [sys.executable, "-m", module, *(str(word) for word in words)],
             env={**os.environ, HOME: str(self.home)},
             text=True,
             stdin=options.pop("stdin", subprocess.DEVNULL),
@@ -95,6 +97,12 @@ class Installation:
             stderr=subprocess.PIPE,
             **options,
         )
+
+    def killed_at(self, phase: str, *words: str | Path) -> bool:
+        """Run a command that is killed the moment it tells of a phase; whether it came so far."""
+        process = self.start(phase, *words, "--json", module="tests.cli.dying")
+        process.communicate(timeout=120)
+        return process.returncode == -signal.SIGKILL
 
     def process(self, *words: str | Path, input: str = "") -> Done:
         """Run a command in a process of its own."""

@@ -133,19 +133,8 @@ def test_nothing_expires_until_a_newer_backup_was_proven_by_a_test_restore(
 
 def kill_at(installation: Installation, phase: str) -> Path:
     """Start a test restore and kill it, and nothing else, at a phase; returns the folder that it leaves."""
-    process = installation.start("drill", "run", "--json")
-    assert process.stdout is not None
-    for line in process.stdout:
-        said = json.loads(line)
-        if said.get("phase", "").startswith(phase):
-            break
-        assert said["message_type"] not in ("result", "error"), said
+    assert installation.killed_at(phase, "drill", "run")
     (record,) = records(installation)
-    process.kill()
-    process.wait()
-    process.stdout.close()
-    if process.stderr is not None:
-        process.stderr.close()
     return Path(read_record(record).folder)
 
 

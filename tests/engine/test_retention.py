@@ -29,8 +29,10 @@ TAKES = timedelta(minutes=3)
 def policy_of(keys: dict[str, Any]) -> Policy:
     """A policy as config.toml spells it."""
     values = {name.removeprefix("keep_"): value for name, value in keys.items()}
-    if "within" in values:
-        values["within"] = parse_duration(values["within"])
+    if "wal_window" in values:
+        values["window"] = values.pop("wal_window")
+    for name in {"within", "window"} & values.keys():
+        values[name] = parse_duration(values[name])
     return Policy(**values)
 
 
@@ -96,6 +98,12 @@ def test_without_a_zone_days_begin_when_they_do_on_this_computer() -> None:
     assert sum(one.keep for one in decisions) == len(set(own))
 
 
+def test_a_window_of_wal_keeps_the_backup_that_the_archive_begins_with() -> None:
+    backups = candidates({"from": "2026-10-01T01:00Z", "to": "2026-11-23T01:00Z", "every_hours": 24})
+    decisions = plan_expiry(backups, Policy(last=1, window=timedelta(days=14)), NOW)
+    assert kept(decisions) == {"2026-11-09T01:00Z", "2026-11-23T01:00Z"}
+
+
 def test_what_is_lost_when_any_backups_go_is_told_with_the_nearest_that_stay() -> None:
     backups = candidates([{"id": name, "started": f"2026-11-0{day}T01:00Z"} for day, name in enumerate("abc", start=1)])
     lost = losses(backups, {"a", "c"})
@@ -118,7 +126,7 @@ MOMENTS = st.one_of(
 COUNTS = st.none() | st.integers(0, 9)
 SPANS = st.none() | st.integers(1, 400).map(lambda hours: timedelta(hours=hours))
 POLICIES = st.builds(
-    Policy, COUNTS, SPANS, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS, minimum=st.integers(1, 4)
+    Policy, COUNTS, SPANS, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS, st.integers(1, 4), SPANS
 )  # fmt: skip
 ZONES = st.sampled_from(["UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kolkata"])
 
@@ -157,7 +165,7 @@ def more(policy: Policy, by: list[int]) -> Policy:
         (count or 0) + add or None for count, add in zip(counts, by, strict=False)
     )
     within = (policy.within or timedelta()) + timedelta(hours=by[6]) or None
-    return Policy(last, within, hourly, daily, weekly, monthly, yearly, policy.minimum + by[7])
+    return Policy(last, within, hourly, daily, weekly, monthly, yearly, policy.minimum + by[7], policy.window)
 
 
 @given(histories(), POLICIES, ZONES, PROVEN, st.lists(st.integers(0, 5), min_size=8, max_size=8))

@@ -6,6 +6,7 @@ import contextlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from datamanager.app.audit import audited
 from datamanager.app.context import Context
@@ -60,7 +61,13 @@ def policy_of(cluster: ClusterConfig | None, rules: Rules) -> Policy:
         either(rules.monthly, "keep_monthly"),
         either(rules.yearly, "keep_yearly"),
         either(rules.minimum, "keep_minimum") or 1,
+        window_of(cluster),
     )
+
+
+def window_of(cluster: ClusterConfig | None) -> timedelta | None:
+    """How far back the configuration promises every moment."""
+    return parse_duration(cluster.wal_window) if cluster is not None and cluster.wal_window else None
 
 
 @dataclass

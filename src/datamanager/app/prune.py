@@ -7,9 +7,9 @@ from datetime import timedelta
 
 from datamanager.app.audit import audited
 from datamanager.app.context import Context
+from datamanager.app.expiry import window_of
 from datamanager.app.opening import Unlocking, choose, opened, sweep_leftovers
 from datamanager.app.wal_beat import read_wal_beat
-from datamanager.config.durations import parse_duration
 from datamanager.engine.prune.run import PruneOptions, PruneResult, prune_repository
 from datamanager.engine.wal.pruning import WalPruneOptions, WalPruneResult, prune_wal
 
@@ -48,8 +48,7 @@ def prune(context: Context, named: str | None, options: PruneOptions, unlocking:
 
 def _windows(context: Context) -> dict[str, timedelta | None]:
     """How far back each cluster's WAL must reach. Raises: ConfigurationError."""
-    clusters = context.config().clusters
-    return {name: parse_duration(one.wal_window) if one.wal_window else None for name, one in clusters.items()}
+    return {name: window_of(one) for name, one in context.config().clusters.items()}
 
 
 def _lines_in_use(context: Context) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datamanager.app.context import Context
-from datamanager.app.expiry import check_lease, judge, lease_for
+from datamanager.app.expiry import check_lease, judge, lease_for, window_of
 from datamanager.app.retained import clusters_of, put_deleted
 from datamanager.base.errors import Cancelled, IntegrityError
 from datamanager.base.events import PhaseStarted, Warned
@@ -61,7 +61,7 @@ def _replaced(context: Context, repository: Repository, manifest: Manifest, clus
     for one in clusters_of(context, repository):
         if (one.name, one.system_identifier) != (manifest.cluster, manifest.system_identifier):
             continue
-        for decision in judge(context, one, Policy(minimum=cluster.keep_minimum)):
+        for decision in judge(context, one, Policy(minimum=cluster.keep_minimum, window=window_of(cluster))):
             other = decision.backup
             if other.name != manifest.label or other.sequence >= manifest.sequence:
                 continue

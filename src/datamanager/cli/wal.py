@@ -172,10 +172,8 @@ def stop(session: Session, cluster: str, drop_slot: bool) -> Outcome:
 @key_options
 def status(session: Session, cluster: str | None, repository: str | None, unlocking: Unlocking) -> Outcome:
     """Which moments can be restored, how old the newest byte is, and how receiver and slot are."""
-    context = session.context
-    names = [cluster] if cluster else wal_status.clusters_with_archive(context)
-    found = [wal_status.status(context, name, repository, unlocking) for name in names]
-    now = context.clock.now()
+    found = _archives(session, cluster, repository, unlocking)
+    now = session.context.clock.now()
     lines = [line for one in found for line in wal_text.status_lines(one, now)]
     data = {"archives": [wal_text.status_fields(one, now) for one in found]}
     return Outcome("\n".join(lines) or wal_text.NOTHING, data)
@@ -187,13 +185,20 @@ def status(session: Session, cluster: str | None, repository: str | None, unlock
 @key_options
 def gaps(session: Session, cluster: str | None, repository: str | None, unlocking: Unlocking) -> Outcome:
     """Where WAL is missing: no backup from before a gap can be restored to a moment behind it."""
-    context = session.context
-    names = [cluster] if cluster else wal_status.clusters_with_archive(context)
-    found = [wal_status.status(context, name, repository, unlocking) for name in names]
-    now = context.clock.now()
+    found = _archives(session, cluster, repository, unlocking)
+    now = session.context.clock.now()
     lines = [line for one in found for line in wal_text.gap_lines(one, now)]
     data = {"gaps": [{"cluster": one.cluster, **wal_text.gap_fields(gap)} for one in found for gap in one.gaps]}
     return Outcome("\n".join(lines) or wal_text.NOTHING, data)
+
+
+def _archives(
+    session: Session, cluster: str | None, repository: str | None, unlocking: Unlocking
+) -> list[wal_status.ArchiveStatus]:
+    """Of the cluster named, or of all that have one."""
+    context = session.context
+    names = [cluster] if cluster else wal_status.clusters_with_archive(context)
+    return [wal_status.status(context, name, repository, unlocking) for name in names]
 
 
 command.add_command(wal_push.push)

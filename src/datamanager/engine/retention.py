@@ -4,6 +4,7 @@ A backup stays when any of these says so:
 
     always      the newest; the newest undamaged one (of ``minimum``: the newest so many); pinned ones
     proof       once there are test restores: the newest proven backup, and all that no proven one follows
+    window      the backup from which WAL leads to every moment of the window that was promised
     rolling     the newest rolling backup of its name, and the newest undamaged one
     last        the newest N
     within      those of the last days or hours
@@ -17,7 +18,8 @@ their sequence in the repository, never by a clock; their times only tell period
 - a damaged backup never takes a slot from an undamaged one: each rule looks at the undamaged ones alone, and once more
   at all of them for the damaged ones.
 
-A policy that keeps as much or more in every field keeps a superset, and applying a plan twice changes nothing more.
+A policy that keeps as much or more in every field keeps a superset, but for the window: it needs one backup, and a
+longer one needs an older one. Applying a plan twice changes nothing more.
 """
 
 from __future__ import annotations
@@ -61,6 +63,8 @@ class Policy:
         within: all that are no older.
         hourly, daily, weekly, monthly, yearly: of so many periods the newest; periods without a backup do not count.
         minimum: so many of the newest undamaged stay whatever the rules say, 1 or more.
+        window: so far back WAL leads to every moment, from a backup that is at least as old; until there is one that
+            old, from the oldest.
     """
 
     last: int | None = None
@@ -71,6 +75,7 @@ class Policy:
     monthly: int | None = None
     yearly: int | None = None
     minimum: int = 1
+    window: timedelta | None = None
 
     @property
     def of_time(self) -> bool:
@@ -178,6 +183,8 @@ class _Plan:
     def decide(self) -> None:
         self._always()
         self._proof()
+        if self._policy.window:
+            self._window(self._policy.window)
         self._rolling()
         if self._policy.keeps_everything:
             self._add((one, "no retention is set") for one in self._history)
@@ -231,6 +238,16 @@ class _Plan:
                 return
             if one.backup not in self._replaced:
                 self._reasons[one.backup].append("no newer backup is proven yet")
+
+    def _window(self, window: timedelta) -> None:
+        """As the archive chooses where it begins (engine/wal/retention.py); where clocks contradict, all in doubt."""
+        until = self._now - min(window, _LONGEST)
+        whole = [one for one in self._ordered if not one.damaged and not self._is_future(one)]
+        old = [one.ended <= until for one in whole]
+        first = max(0, (old.index(False) if False in old else len(old)) - 1)
+        last = max((place for place, one in enumerate(old) if one), default=0)
+        words = f"the WAL of the last {_span(window)} needs it"
+        self._add((one, words) for one in whole[first : last + 1])
 
     def _rolling(self) -> None:
         newest: set[str] = set()

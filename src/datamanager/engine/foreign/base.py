@@ -9,10 +9,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +22,7 @@ from datamanager.base.errors import (
     TargetTooSmall,
     TargetUnfit,
 )
-from datamanager.base.events import Listener, PhaseStarted, Progress, Touched, Warned
+from datamanager.base.events import Listener, PhaseStarted, Touched, Warned
 from datamanager.base.files import sync_directory, sync_tree
 from datamanager.base.pipeline import StopToken
 from datamanager.base.units import Lsn, format_size
@@ -57,6 +55,7 @@ from datamanager.engine.restore.plan import (
     place_tablespaces,
     volume_needs,
 )
+from datamanager.engine.restore.writing import ByteCounter, target_errors
 from datamanager.postgres.account import CurrentAccount
 from datamanager.postgres.control_file import ControlFile, parse_control_bytes
 from datamanager.postgres.isolation import assert_tablespaces_isolated, running_data_directories
@@ -112,7 +111,7 @@ def plan_base(foreign: ForeignFile, options: RestoreOptions, stop: StopToken, li
     else:
         source = archive_files(path, stop)
     looked = look_through(
-        source, path, stop, _Told(listener, foreign.size if foreign.kind is Kind.BASE_TAR else None).add
+        source, path, stop, ByteCounter(foreign.size if foreign.kind is Kind.BASE_TAR else None, listener).add
     )
     if foreign.kind is Kind.BASE_DIRECTORY:
         looked.links |= former_places(path, looked)
@@ -152,11 +151,11 @@ def apply_base(
     began = clock.elapsed()
     warnings = list(plan.warnings)
     destination = Destination(_absolute(plan.options.target), plan.links, {}, plan.options.owner)
-    with _target_errors(destination.root):
+    with target_errors(destination.root):
         _prepare(destination)
         listener(Touched(f"data directory {destination.root}"))
         listener(PhaseStarted("restoring"))
-        count = _Told(listener, plan.looked.bytes)
+        count = ByteCounter(plan.looked.bytes, listener)
         for member, file in plan.source.files(stop, lambda size: None):
             _write(destination, member, file, count.add)
         _make_links(destination)
@@ -281,35 +280,6 @@ def _finish(destination: Destination) -> None:
         (folder / UNFINISHED_MARK).unlink()
     (destination.root / LOCK_FILE).unlink()
     sync_directory(destination.root)
-
-
-class _Told:
-    """Adds up bytes for the listener."""
-
-    def __init__(self, listener: Listener, total: int | None) -> None:
-        self._listener = listener
-        self._total = total
-        self._done = 0
-
-    def add(self, size: int) -> None:
-        self._done += size
-        self._listener(Progress(self._done, self._total))
-
-
-@contextlib.contextmanager
-def _target_errors(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise TargetTooSmall(
-                f"restore backup: no room left for {error.filename or target}",
-                hint="Delete the unfinished directory, make room or give a bigger volume, and run the restore again.",
-            ) from error
-        raise TargetUnfit(
-            f"restore backup: {error.filename or target}: {(error.strerror or 'cannot be written').lower()}",
-            hint="Delete the unfinished directory and give one that this account can write.",
-        ) from error
 
 
 def _absolute(path: Path) -> Path:

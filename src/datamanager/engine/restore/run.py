@@ -10,16 +10,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from datamanager.base.errors import TargetTooSmall, TargetUnfit
-from datamanager.base.events import Listener, PhaseStarted, Progress, Touched, Warned
+from datamanager.base.errors import TargetUnfit
+from datamanager.base.events import Listener, PhaseStarted, Touched, Warned
 from datamanager.base.files import sync_directory, sync_tree
 from datamanager.base.pipeline import StopToken
 from datamanager.base.units import Lsn, format_size
@@ -28,6 +25,7 @@ from datamanager.engine.restore.materialize import Materializer
 from datamanager.engine.restore.page_check import PageRules
 from datamanager.engine.restore.plan import CONTROL_FILE, UNFINISHED_CONTROL_FILE, UNFINISHED_MARK, RestorePlan
 from datamanager.engine.restore.witness import require_complete_label, write_manifest
+from datamanager.engine.restore.writing import ByteCounter, target_errors
 from datamanager.postgres.isolation import assert_tablespaces_isolated, running_data_directories
 from datamanager.postgres.replay_hazards import replay_hazards
 from datamanager.repository.repository import Repository
@@ -58,13 +56,13 @@ def apply_restore(
         "restore", [manifest.backup], lambda text: listener(Warned(text)), stop=stop
     )
     try:
-        with _target_errors(options.target):
+        with target_errors(options.target):
             destination = _prepare(plan)
             listener(Touched(f"data directory {destination.root}"))
             for oid, path in plan.links.items():
                 listener(Touched(f"tablespace {oid} in {path}"))
             listener(PhaseStarted("restoring"))
-            counter = _Counter(manifest.total_bytes, listener)
+            counter = ByteCounter(manifest.total_bytes, listener)
             contents = repository.contents(manifest)
             rules = PageRules(manifest)
             materializer = Materializer(repository, contents, destination, options.threads, counter.add, rules)
@@ -88,37 +86,6 @@ def apply_restore(
             lease.release()
     seconds = repository.clock.elapsed() - began
     return RestoreResult(destination.root, files, manifest.total_bytes, seconds, warnings)
-
-
-class _Counter:
-    """Adds up what the threads write."""
-
-    def __init__(self, total: int, listener: Listener) -> None:
-        self._total = total
-        self._listener = listener
-        self._done = 0
-        self._lock = threading.Lock()
-
-    def add(self, size: int) -> None:
-        with self._lock:
-            self._done += size
-            self._listener(Progress(self._done, self._total))
-
-
-@contextlib.contextmanager
-def _target_errors(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise TargetTooSmall(
-                f"restore backup: no room left for {error.filename or target}",
-                hint="Delete the unfinished directory, make room or give a bigger volume, and run the restore again.",
-            ) from error
-        raise TargetUnfit(
-            f"restore backup: {error.filename or target}: {(error.strerror or 'cannot be written').lower()}",
-            hint="Delete the unfinished directory and give one that this account can write.",
-        ) from error
 
 
 def _prepare(plan: RestorePlan) -> Destination:
