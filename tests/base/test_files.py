@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from datamanager.base.files import HAS_SYNCFS, sync_directory, sync_folder, sync_tree, sync_volume, write_durably
+from datamanager.base.files import (
+    HAS_SYNCFS,
+    remove_leftovers,
+    sync_directory,
+    sync_folder,
+    sync_tree,
+    sync_volume,
+    write_durably,
+)
 
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows keeps no such modes")
 
@@ -110,3 +118,14 @@ def test_a_volume_is_synced_by_any_open_file_of_it(tmp_path: Path) -> None:
         sync_volume(file.fileno())
     with pytest.raises(OSError, match="Bad file descriptor"):
         sync_volume(-1)
+
+
+def test_what_a_killed_write_left_goes_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "pg_hba.conf"
+    write_durably(path, b"kept")
+    for name in (".pg_hba.conf.0381b260.tmp", ".pg_hba.conf.0381b26.tmp", ".pg_hba_conf.0381b260.tmp", "x.tmp"):
+        (tmp_path / name).touch()
+    remove_leftovers(path)
+    assert {one.name for one in tmp_path.iterdir()} == {
+        "pg_hba.conf", ".pg_hba.conf.0381b26.tmp", ".pg_hba_conf.0381b260.tmp", "x.tmp",
+    }  # fmt: skip

@@ -91,6 +91,14 @@ def test_a_missing_replication_right_is_named_with_the_statement_that_gives_it(d
     assert desk.command.run("backup", "run", "office").code in (0, 3)
 
 
+@pytest.mark.root
+@pytest.mark.pg("14,18")
+def test_a_file_that_the_server_cannot_read_is_named_and_not_taken_for_a_right_of_the_role(desk: Desk) -> None:
+    (desk.server.data_directory / "left.behind").touch(mode=0o600)  # root's
+    desk.add(desk.server.dsn)
+    desk.refused(22, ["left.behind"], ["server's account", "take it away"])
+
+
 def test_a_role_that_pg_hba_does_not_admit_is_told_the_line(desk: Desk) -> None:
     desk.server.sql("create role erin login replication")
     desk.server.hba_first("local replication erin reject")

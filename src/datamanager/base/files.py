@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import secrets
 import sys
 from pathlib import Path
@@ -76,6 +77,14 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644, owner: int | No
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Take away the temporary files of writes of ``path`` that were killed; none may be going on. Raises: OSError."""
+    named = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp")
+    for entry in path.parent.iterdir():
+        if named.fullmatch(entry.name) and entry.is_file() and not entry.is_symlink():
+            entry.unlink()
 
 
 def sync_tree(root: Path) -> None:

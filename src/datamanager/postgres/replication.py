@@ -234,6 +234,10 @@ def result_rows(result: pq.abc.PGresult) -> list[list[str | None]]:
     ]
 
 
+# Where the server reports a file that it cannot read, with the same state as a right that a role lacks.
+_READING_FILES = ("basebackup.c", "fd.c", "copydir.c")
+
+
 def error_of(result: pq.abc.PGresult, command: str = "") -> DataManagerError:
     """What a failed result means for the person who started the command.
 
@@ -246,6 +250,9 @@ def error_of(result: pq.abc.PGresult, command: str = "") -> DataManagerError:
     text = f"run on server: {message}"
     failure: ServerError
     if state == "42501":
+        if _field(result, pq.DiagnosticField.SOURCE_FILE) in _READING_FILES:
+            hint = "Give that file in its data directory to the server's account, or take it away if it is nobody's."
+            return RightMissing(text, hint=hint)
         return RightMissing(text, hint="Give the role the REPLICATION attribute: ALTER ROLE name REPLICATION;")
     if state == "57014":
         return Cancelled(text)
