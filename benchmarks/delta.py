@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.contender import Bar
 from benchmarks.pgbackrest import OfPgBackRest, PgBackRest
 from benchmarks.process import Finished, run
-from benchmarks.product import OfProduct, Product, need_data_directory
+from benchmarks.product import COMPILED, OfProduct, Product, need_data_directory
 from benchmarks.server import PAGE_BYTES
 from benchmarks.setting import RowResult, Setting, faster, measured
 from benchmarks.workspace import Workspace
@@ -46,7 +46,7 @@ def delta_row(setting: Setting) -> list[RowResult]:
 
 _NOTE = (
     "Each run over a stopped copy of the cluster, restored from the same backup. Ours is the engine's own call, in a"
-    " process of its own. Page cache warm."
+    " process of its own, with the key file as any command has it. Page cache warm."
 )
 
 
@@ -63,8 +63,8 @@ class ProductDelta(OfProduct):
 
     def prepare(self) -> None:
         if self._place is None:
-            repository, self._place = self._product.new_repository()
-            self._backup = self._product.backup(repository).id
+            self._repository, self._place = self._product.new_repository()
+            self._backup = self._product.backup(self._repository).id
             self._product.call("restore", self._backup, "--target", str(self._target))
             _own(self._product.workspace, self._target)
         self._turn += 1
@@ -72,9 +72,11 @@ class ProductDelta(OfProduct):
             disturb(self._target, self._turn)
 
     def run(self, sample_memory: bool) -> Finished:
-        words = (str(self._place), str(self._product.passphrase), self._backup, str(self._target))
-        self.command = "python -m benchmarks.delta_child REPOSITORY PASSPHRASE_FILE BACKUP_ID TARGET"
-        finished = run([sys.executable, "-m", "benchmarks.delta_child", *words], sample_memory=sample_memory)
+        key_file = self._product.key_file(self._repository)
+        words = (str(self._place), str(key_file), self._backup, str(self._target))
+        self.command = "python -m benchmarks.delta_child REPOSITORY KEY_FILE BACKUP_ID TARGET"
+        argv = [sys.executable, "-m", "benchmarks.delta_child", *words]
+        finished = run(argv, env={**COMPILED, "OPENBLAS_NUM_THREADS": "1"}, sample_memory=sample_memory)
         need_data_directory(self._target)
         told = json.loads(finished.stdout)
         self.remark = f"fetched {format_size(told['fetched'])}, wrote {format_size(told['written'])}"

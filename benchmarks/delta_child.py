@@ -1,4 +1,4 @@
-"""``python -m benchmarks.delta_child REPOSITORY PASSPHRASE_FILE BACKUP_ID TARGET``: one delta restore."""
+"""``python -m benchmarks.delta_child REPOSITORY KEY_FILE BACKUP_ID TARGET``: one delta restore."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from pathlib import Path
 from datamanager.base.clock import SystemClock
 from datamanager.base.events import ignore
 from datamanager.base.pipeline import StopToken
-from datamanager.base.units import Secret
 from datamanager.engine.restore.delta import DeltaOptions, apply_delta, plan_delta
 from datamanager.repository.keys import SlotSecret
 from datamanager.repository.repository import Repository
 from datamanager.storage.local import LocalStorage
 
 
-def main(place: Path, passphrase: Path, backup: str, target: Path) -> None:
-    secret = SlotSecret.passphrase(Secret(passphrase.read_text().strip()))
+def main(place: Path, key_file: Path, backup: str, target: Path) -> None:
+    secret = SlotSecret.from_key_file(key_file.read_bytes())
     repository = Repository.open(LocalStorage(place), secret, SystemClock())
     manifest = repository.manifest(backup)
     with StopToken() as stop:

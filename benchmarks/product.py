@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import json
 import secrets
 import shutil
@@ -12,10 +13,13 @@ from typing import Any
 from benchmarks.process import ContenderFailed, Finished, run
 from benchmarks.server import BenchmarkServer
 from benchmarks.workspace import Workspace, tree_bytes
+from datamanager import __file__ as package
 
 CLUSTER = "bench"
 # The exit code of a command that did its work and has something to say (docs/exit-codes.md).
 WITH_WARNINGS = 3
+# An installed program is compiled; where a session forbids to write that down, each command would compile itself.
+COMPILED = {"PYTHONDONTWRITEBYTECODE": ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +50,21 @@ class Product:
         self._ready = False
         self._failure = ""
         workspace.show_as(Path(program), "datamanager")
+        compileall.compile_dir(Path(package).parent, quiet=1)
 
     def call(self, *arguments: str, sample_memory: bool = False) -> Finished:
         """One command of ours. Raises: ContenderFailed."""
         return run(
             [self._program, *arguments],
-            env={"DATAMANAGER_HOME": str(self.folder / "home")},
+            env={"DATAMANAGER_HOME": str(self.folder / "home"), **COMPILED},
             cwd=self.workspace.path,
             sample_memory=sample_memory,
             accepted=(0, WITH_WARNINGS),
         )
 
-    @property
-    def passphrase(self) -> Path:
-        """The file with the passphrase of every repository."""
-        return self._passphrase
+    def key_file(self, repository: str) -> Path:
+        """The key file with which commands open a repository."""
+        return self.folder / "home" / "keys" / f"{repository}.key"
 
     def shown(self, *arguments: str) -> str:
         return self.workspace.shown([self._program, *arguments])

@@ -14,7 +14,7 @@ import click
 
 from datamanager.base import errors
 from datamanager.cli.command import Command
-from datamanager.cli.main import cli
+from datamanager.cli.root import cli
 from datamanager.cli.session import WITH_WARNINGS
 from datamanager.cli.verbs import CommandWithVerbs
 

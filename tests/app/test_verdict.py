@@ -23,7 +23,7 @@ from datamanager.app.verdict_facts import (
     Situation,
     Trouble,
 )
-from datamanager.cli.main import cli
+from datamanager.cli.root import cli
 from datamanager.jobs.services_around import ServiceDown
 from datamanager.state.finding import RECOMMENDATIONS, Finding, Severity
 

@@ -14,7 +14,7 @@ from datamanager.app.status import Status
 from datamanager.app.verdict import judge
 from datamanager.app.verdict_facts import WalFacts
 from datamanager.base.units import GIB
-from datamanager.cli.main import cli
+from datamanager.cli.root import cli
 from datamanager.state.finding import Severity
 from tests.app.test_verdict import NOW, with_clinic
 

@@ -13,7 +13,6 @@ from datamanager.app.wal_beat import WalFiles, read_wal_beat
 from datamanager.base.units import Lsn
 from datamanager.config.home import Home
 from tests.cli.caller import Installation
-from tests.cli.test_in_place_delta import killed_at
 from tests.conftest import NewServer
 from tests.servers import Server
 
@@ -145,7 +144,7 @@ def test_an_undo_that_was_killed_counts_once_it_is_complete(office: Office) -> N
     office.write(1)
     first = run.result("backup", "run", "office")["backup_id"]
     done = run.result("restore", first, "--in-place", "--confirm", "office")
-    assert killed_at(run, "starting the server", "undo", "office", "--confirm", "office")
+    assert run.killed_at("starting the server", "restore", "undo", "office", "--confirm", "office")
     run.run("restore", "complete", "office")
     assert run.result("restore", "latest", "--in-place", "--dry-run")["backup_id"] == done["safety_backup_id"]
 

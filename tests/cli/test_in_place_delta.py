@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,12 @@ from tests.conftest import NewServer
 from tests.servers import Server
 
 WORDS = "--in-place", "--delta", "--confirm", "office"
+PHASES = (
+    "removing files that the backup does not have",
+    "comparing and restoring",
+    "recovering",
+    "stopping the recovered server",
+)
 
 
 def rows(server: Server) -> list[int]:
@@ -76,8 +81,7 @@ def test_a_backup_is_written_over_the_data_without_a_way_back(office: Installati
     said = office.run("restore", first, "--in-place", "--delta", "--dry-run").out
     assert "There is no way back" in said
     assert "files (" in said
-    for more in (("--to-time", "2026-11-23 14:30"), ("--timeline", "1"), ("--unreadable",)):
-        assert office.run("restore", first, *WORDS, *more).code == 2
+    assert office.run("restore", first, *WORDS, "--unreadable").code == 2
     assert office.run("restore", first, "--delta", "--target", str(server.data_directory / "x")).code == 2
     unconfirmed = office.run("restore", first, "--in-place", "--delta")
     assert (unconfirmed.code, rows(server)) == (2, [1, 2, 3])
@@ -96,37 +100,35 @@ def test_a_backup_is_written_over_the_data_without_a_way_back(office: Installati
     is_as_wanted(office, server)
 
 
-def killed_at(office: Installation, phase: str, *words: str) -> bool:
-    """Run the command until it tells of a phase, and kill it then; whether it came so far."""
-    process = office.start("restore", *words, "--json")
-    assert process.stdout is not None
-    for line in process.stdout:
-        if json.loads(line).get("phase") == phase:
-            process.kill()
-            process.communicate()
-            return True
-    process.communicate()
-    return False
-
-
 def starts(server: Server) -> bool:
-    ended = subprocess.run(
-        [server.bin / "pg_ctl", "start", "-D", server.data_directory, "-w", "-t", "10", "-l", "/dev/null"],
-        user=server.data_directory.stat().st_uid,
-        capture_output=True,
-        check=False,
+    """Whether somebody can start it, with the configuration in the directory or one elsewhere.
+
+    The server of a recovery whose command was killed is ended before.
+    """
+    elsewhere = server.folder / "elsewhere.conf"
+    elsewhere.write_text(
+        f"port = {server.port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = ''\n"
+        "restore_command = 'false'\n"
     )
-    return ended.returncode == 0
+    elsewhere.chmod(0o644)
+
+    def pg_ctl(action: str, *words: str) -> bool:
+        command = [str(server.bin / "pg_ctl"), action, "-D", str(server.data_directory), "-w", "-t", "10", *words]
+        ended = subprocess.run(command, user=server.data_directory.stat().st_uid, capture_output=True, check=False)
+        return ended.returncode == 0
+
+    if (server.data_directory / "postmaster.pid").exists():
+        pg_ctl("stop", "-m", "immediate")
+    return any(pg_ctl("start", "-l", "/dev/null", *more) for more in ((), ("-o", f"-c config_file={elsewhere}")))
 
 
 @pytest.mark.pg("15,18")
 @pytest.mark.decision(11)
 def test_a_killed_one_does_not_start_and_the_same_command_completes_it(office: Installation, server: Server) -> None:
     words = ("latest", "--in-place", "--delta", "--confirm", "office", "--cluster", "office")
-    for phase in ("removing files that the backup does not have", "comparing and restoring", "recovering", "checking"):
-        assert killed_at(office, phase, *words), phase
-        if phase not in ("recovering", "checking"):  # the clone of a killed restore may still be there
-            assert not starts(server), phase
+    for phase in PHASES:
+        assert office.killed_at(phase, "restore", *words), phase
+        assert not starts(server), phase
         refused = office.run("restore", first_backup(office), "--in-place", "--confirm", "office")
         assert refused.code != 0
         assert "--delta" in refused.errors
@@ -144,10 +146,10 @@ def test_killed_before_it_changes_anything_or_after_all_it_is_ended_without_the_
     office: Installation, server: Server
 ) -> None:
     words = (first_backup(office), *WORDS, "--no-safety-backup")
-    assert killed_at(office, "stopping the server", *words)
+    assert office.killed_at("stopping the server", "restore", *words)
     assert "was taken back" in office.run("restore", "complete", "office").out
     assert rows(server) == [1, 2, 3]
-    assert killed_at(office, "keeping the configuration", *words)
+    assert office.killed_at("keeping the configuration", "restore", *words)
     assert "was completed" in office.run("restore", "complete", "office").out
     is_as_wanted(office, server)
 
@@ -155,7 +157,7 @@ def test_killed_before_it_changes_anything_or_after_all_it_is_ended_without_the_
 @pytest.mark.pg("18")
 def test_the_newest_backup_is_what_it_was_before_the_safety_backup(office: Installation, server: Server) -> None:
     first = first_backup(office)
-    assert killed_at(office, "comparing and restoring", "latest", *WORDS)
+    assert office.killed_at("comparing and restoring", "restore", "latest", *WORDS)
     made = done(office, "latest", *WORDS)
     assert made["backup_id"] == first
     assert made["safety_backup_id"] is None
@@ -167,3 +169,21 @@ def test_the_data_directory_is_the_servers_own(tmp_path: Path) -> None:
     refused = Installation(tmp_path).run("restore", "latest", "--delta", "--target", str(tmp_path / "x"))
     assert refused.code == 2
     assert "--in-place" in refused.errors
+
+
+@pytest.mark.pg("18")
+@pytest.mark.parametrize("crashed", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_a_cold_backup_is_recovered_to_the_end_of_its_wal(office: Installation, server: Server, crashed: bool) -> None:
+    if crashed:
+        server.kill9()
+    else:
+        server.stop()
+    cold = office.run("backup", "run", "office", "--cold", "--json").last["backup_id"]
+    server.start()
+    server.sql("insert into numbered values (4)")
+    assert done(office, cold, *WORDS, "--no-safety-backup")["timeline"] == 2
+    assert rows(server) == [1, 2, 3]
+    assert server.value("select count(*) from newer") == 20000
+    server.sql("insert into numbered values (5)")
+    office.run("restore", cold, "--in-place", "--confirm", "office", "--no-safety-backup")
+    assert rows(server) == [1, 2, 3]

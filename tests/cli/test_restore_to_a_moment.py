@@ -206,9 +206,12 @@ def test_without_programs_of_that_major_nothing_is_begun(office: Office, open_fo
     office.installation.ok("config", "set", "clusters.office.install_path", str(tmp_path))
     try:
         done = office.installation.run("restore", "latest", "--target", target)
+        dry = office.installation.run("restore", "latest", "--target", target, "--dry-run", "--json")
     finally:
         office.installation.ok("config", "set", "clusters.office.install_path", str(office.server.bin))
-    assert done.code == 26
+    assert done.code == dry.code == 26
+    (first, *_) = dry.last["readiness"]
+    assert (first["code"], first["level"]) == ("programs", "blocking")
     assert not target.exists()
 
 

@@ -357,6 +357,28 @@ def test_cancelled_midway_it_does_not_start_and_another_backup_may_complete_it(
     assert tree(root) == tree(works.restore(second, "fresh"))
 
 
+@pytest.mark.decision(11)
+def test_it_is_not_complete_until_the_recovery_behind_it_has_ended(new_server: NewServer, works: Works) -> None:
+    server = filled(new_server)
+    manifest = works.back_up(server).manifest
+    server.stop()
+    root = server.data_directory
+
+    def tear(folder: Path) -> None:
+        """As a power cut does in the middle of a recovery, which syncs nothing."""
+        assert read_journal(folder) is not None
+        (folder / CONTROL).write_bytes(bytes(8192))
+        raise IntegrityError("recover: cut off")
+
+    with pytest.raises(IntegrityError, match="cut off") as failed:
+        apply_delta(works.reopened(), plan_of(works, manifest, root), works.stop, Heard(), recover=tear)
+    assert "does not start until" in failed.value.hint
+    assert plan_of(works, manifest, root).continued
+    delta(works, manifest, root)
+    assert not (root / JOURNAL).exists()
+    assert tree(root) == tree(works.restore(manifest, "fresh"))
+
+
 def test_a_damaged_chunk_stops_it_before_the_directory_can_start(new_server: NewServer, works: Works) -> None:
     server = filled(new_server)
     manifest = works.back_up(server).manifest
@@ -504,5 +526,10 @@ def test_room_is_counted_for_what_grows_with_holes_and_zeros_and_for_what_goes(t
     assert need((holes, 1 << 20)) == 1 << 20
     assert need((tmp_path / "no" / "such", 5 << 20)) == 5 << 20
     assert need((tmp_path / "new", 5 << 20), gone=full) == 4 << 20
+    growth = Growth()
+    growth.removed(full.lstat())
+    growth.beside(tmp_path / "no" / "spool", 3 << 20)
+    (volume,) = growth.volumes([tmp_path, tmp_path / "no" / "spool"])
+    assert (volume.path, volume.need) == (tmp_path, 2 << 20)
     os.link(full, tmp_path / "twin")
     assert need((full, 1 << 20)) == 1 << 20

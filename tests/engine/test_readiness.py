@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -15,7 +16,7 @@ import pytest
 
 from datamanager.base.errors import TargetUnfit
 from datamanager.base.units import format_size
-from datamanager.engine.readiness.check import ReadinessOptions, check_readiness, facts_of
+from datamanager.engine.readiness.check import ReadinessOptions, Use, check_readiness, facts_of
 from datamanager.engine.readiness.collations import check_collations, local_versions
 from datamanager.engine.readiness.finding import Finding, Level, is_ready, space_needed_for_unknown
 from datamanager.engine.readiness.locales import check_locales, has_locale
@@ -175,7 +176,7 @@ def test_text_that_sorts_differently_or_nobody_knows_how_is_warned_of() -> None:
     cases: dict[str, tuple[DatabaseFact, Level, str]] = {
         "same": (database(collation_version="2.36"), Level.OK, ""),
         "older": (database(collation_version="2.31"), Level.WARNING, "database clinic (libc 2.31, here 2.36)"),
-        "not recorded": (database(), Level.WARNING, "not known for database clinic"),
+        "not recorded": (database(), Level.UNKNOWN, "not known for database clinic"),
         "bytes": (database(collate="C"), Level.OK, ""),
         "code points": (database(collate="C.UTF-8"), Level.OK, ""),
         "builtin": (database(locale_provider="builtin", locale="C.UTF-8", collation_version="1"), Level.OK, ""),
@@ -183,19 +184,19 @@ def test_text_that_sorts_differently_or_nobody_knows_how_is_warned_of() -> None:
         "of a column": (database(collate="C", collations=(icu,)), Level.WARNING, "de-x-icu"),
         "somebody's own": (
             database(collate="C", collations=(own,)),
-            Level.WARNING,
+            Level.UNKNOWN,
             "not known for collation public.mine",
         ),
-        "closed": (database(collate="C", looked_into=False), Level.WARNING, "collations in clinic"),
+        "closed": (database(collate="C", looked_into=False), Level.UNKNOWN, "collations in clinic"),
     }
     for name, (one, level, text) in cases.items():
         (found,) = check_collations(facts(one), here)
         assert (found.code, found.level) == ("collation", level), name
         assert text in found.sentence, name
     (nothing,) = check_collations(facts(), here)
-    assert nothing.level is Level.WARNING
+    assert nothing.level is Level.UNKNOWN
     (elsewhere,) = check_collations(facts(database(collation_version="2.36")), lambda provider, locale: None)
-    assert elsewhere.level is Level.WARNING
+    assert elsewhere.level is Level.UNKNOWN
 
 
 def test_a_locale_that_is_not_here_blocks_and_names_its_database() -> None:
@@ -207,6 +208,27 @@ def test_a_locale_that_is_not_here_blocks_and_names_its_database() -> None:
     assert check_locales(facts(own), lambda name: None) == []
 
 
+def test_a_locale_is_in_the_way_where_somebody_connects_at_once_and_else_a_warning(tmp_path: Path) -> None:
+    maker = Maker(tmp_path / "repository", open_slot=True)
+
+    def answers(*databases: DatabaseFact) -> dict[Use, Level]:
+        server = {**stub_facts(), "databases": json.loads(facts(*databases).to_json())["databases"]}
+        manifest = maker.backup({b"PG_VERSION": b"17\n"}, alter={"server": server})
+        return {
+            use: by_code(
+                check_readiness(maker.repository, manifest, ReadinessOptions(RestoreOptions(tmp_path / "new"), use))
+            )["locale"]
+            for use in Use
+        }
+
+    plain = database("postgres", collate="C", ctype="C")
+    lost = database("clinic", collate="xx_XX.UTF-8", ctype="C")
+    elsewhere = answers(plain, lost)
+    assert elsewhere == {Use.FILES: Level.WARNING, Use.CLONE: Level.WARNING, Use.SERVER: Level.BLOCKING}
+    everywhere = answers(replace(lost, name="postgres"), lost)
+    assert everywhere == {Use.FILES: Level.WARNING, Use.CLONE: Level.BLOCKING, Use.SERVER: Level.BLOCKING}
+
+
 @pytest.mark.pg("18")
 def test_libraries_that_are_missing_block_only_where_the_server_would_not_start(pg_version: str) -> None:
     programs = programs_of(pg_version, 18)
@@ -216,7 +238,7 @@ def test_libraries_that_are_missing_block_only_where_the_server_would_not_start(
     extensions = only(check_libraries(facts(described), programs), "extensions")
     assert (extensions.level, "postgis" in extensions.sentence) == (Level.WARNING, True)
     assert "plpgsql" not in extensions.sentence
-    assert only(check_libraries(facts(database(looked_into=False)), programs), "extensions").level is Level.WARNING
+    assert only(check_libraries(facts(database(looked_into=False)), programs), "extensions").level is Level.UNKNOWN
     assert only(check_libraries(facts(database()), programs), "extensions").level is Level.OK
     preloaded = check_libraries(facts(database(), shared_preload_libraries='"citus", auto_explain'), programs)
     assert only(preloaded, "preload").level is Level.BLOCKING
@@ -225,7 +247,7 @@ def test_libraries_that_are_missing_block_only_where_the_server_would_not_start(
 
 def test_programs_of_another_major_block(tmp_path: Path) -> None:
     manifest = Maker(tmp_path / "repository", open_slot=True).backup({b"PG_VERSION": b"17\n"})
-    programs, found = check_programs(manifest, tmp_path, account())
+    programs, found = check_programs(manifest.major, manifest.version, tmp_path, account())
     assert programs is None
     assert [(one.code, one.level) for one in found] == [("programs", Level.BLOCKING)]
     assert found[0].remedy

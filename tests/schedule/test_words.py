@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from datamanager.base.errors import UsageError
-from datamanager.cli.main import cli
+from datamanager.cli.root import cli
 from datamanager.schedule import words
 from datamanager.schedule.recurrence import LAST, Kind, Recurrence, ShortMonths
 from tests.schedule.parts import recurrence, recurrences

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import psutil
-
+from datamanager.base.lazy import lazy
 from datamanager.config.model import ClusterConfig
 from datamanager.config.secret_files import read_secret_line
 from datamanager.postgres.connection import ServerAddress
+
+if TYPE_CHECKING:
+    import psutil
+else:
+    psutil = lazy("psutil")
 
 
 def address_of(cluster: ClusterConfig) -> ServerAddress:
@@ -37,9 +42,12 @@ def local_directory(address: ServerAddress, data_directory: str | None) -> Path 
 def _is_here(host: str) -> bool:
     if not host or host.startswith(("/", "@")) or host[1:2] == ":":
         return True
-    own = {one.address.split("%")[0] for many in psutil.net_if_addrs().values() for one in many}
     try:
         found = {str(entry[4][0]).split("%")[0] for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
     except (OSError, UnicodeError):
         return False
-    return bool(found) and found <= own
+    return bool(found) and (all(one == "::1" or one.startswith("127.") for one in found) or found <= _own_addresses())
+
+
+def _own_addresses() -> set[str]:
+    return {one.address.split("%")[0] for many in psutil.net_if_addrs().values() for one in many}

@@ -7,15 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from datamanager.app import clusters, outside
 from datamanager.app.addresses import address_of, local_directory
 from datamanager.app.context import Context
 from datamanager.app.opening import Named, Unlocking, choose, choose_holding, opened, sweep_leftovers
 from datamanager.app.repository_files import refresh_files
-from datamanager.app.retained import deleted_in, manifests
 from datamanager.base.errors import Cancelled, ConfigurationError, DataManagerError
 from datamanager.base.events import PhaseStarted, Warned
+from datamanager.base.lazy import lazy
 from datamanager.config.home import inside
 from datamanager.config.model import Checkpoint, ClusterConfig
 from datamanager.config.names import check_backup_name
@@ -31,6 +32,11 @@ from datamanager.repository.manifest import Manifest
 from datamanager.repository.mark import PIN, UNPIN, Mark, standing
 from datamanager.repository.repository import Repository
 from datamanager.storage.registry import local_path
+
+if TYPE_CHECKING:
+    from datamanager.app import retained
+else:
+    retained = lazy("datamanager.app.retained")  # for lists
 
 # Every byte stands in a zstd frame, so "no compression" is the level at which zstd looks for nothing and copies
 # (measured: 12 GB/s a core on text, which grows by 0.006 %; level -7 still compresses to a tenth, at 3.5 GB/s).
@@ -252,8 +258,8 @@ def _of_one(
         marks: dict[str, list[Mark]] = {}
         for mark in repository.marks():
             marks.setdefault(mark.backup, []).append(mark)
-        gone = deleted_in(repository) if deleted else {}
-        found = [*repository.manifests(), *manifests(context, repository, gone)]
+        gone = retained.deleted_in(repository) if deleted else {}
+        found = [*repository.manifests(), *retained.manifests(context, repository, gone)]
         return [
             Listed(named.title, one, tuple(marks.get(one.backup, ())), gone.get(one.backup))
             for one in sorted(found, key=lambda one: (one.sequence, one.backup))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datamanager.app import server_settings, wal
 from datamanager.app.addresses import address_of, local_directory
-from datamanager.app.audit import audited
 from datamanager.app.context import Context
 from datamanager.base.errors import ConfigurationError, UsageError
 from datamanager.base.events import PhaseStarted, Warned
+from datamanager.base.lazy import lazy
 from datamanager.config.conninfo import check_conninfo
 from datamanager.config.home import Home, inside
 from datamanager.config.model import ClusterConfig
@@ -19,6 +18,13 @@ from datamanager.config.names import check_name
 from datamanager.config.store import option_names
 from datamanager.postgres.facts import ServerFacts, collect_facts
 from datamanager.postgres.preflight import Severity, check_backup_source
+
+if TYPE_CHECKING:
+    from datamanager.app import audit, server_settings, wal
+else:  # for changes; every backup looks at a cluster
+    audit = lazy("datamanager.app.audit")
+    server_settings = lazy("datamanager.app.server_settings")
+    wal = lazy("datamanager.app.wal")
 
 _NO_KEY = bytes(32)  # facts that are only shown, never compared
 
@@ -64,7 +70,7 @@ def add(context: Context, options: ClusterOptions) -> ServerFacts | None:
     if password_file is not None:
         editor.set((*section, "password_file"), str(password_file))
     added = editor.save().clusters[options.name]
-    audited(context, "cluster added", options.name, after=_told(added))
+    audit.audited(context, "cluster added", options.name, after=_told(added))
     return facts
 
 
@@ -119,7 +125,7 @@ def change(context: Context, name: str, assignments: dict[str, str]) -> ClusterC
     after = editor.save().clusters[name]
     changed = sorted(assignments)
     old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
-    audited(
+    audit.audited(
         context,
         "cluster changed",
         name,
@@ -148,7 +154,7 @@ def remove(context: Context, name: str, *, keep_settings: bool = False) -> Remov
     editor = context.edit()
     editor.remove(("clusters", name))
     editor.save()
-    audited(context, "cluster removed", name, before=_told(before))
+    audit.audited(context, "cluster removed", name, before=_told(before))
     return Removed(released, archive)
 
 

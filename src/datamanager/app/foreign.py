@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from datamanager.app import readiness
 from datamanager.app.addresses import address_of, is_local
 from datamanager.app.context import Context
 from datamanager.app.restores import default_owner, owner_ids
@@ -58,6 +59,7 @@ class FileRequest:
         tablespaces: old location (or oid) to new.
         owner: account that gets the files; needs root, which else takes ``postgres``.
         create_roles, no_owner, keep_failed: see DatabaseOptions.
+        starts: a server is going to be started on it.
     """
 
     file: Path
@@ -71,16 +73,21 @@ class FileRequest:
     create_roles: bool = False
     no_owner: bool = False
     keep_failed: bool = False
+    starts: bool = False
 
 
 @dataclass(frozen=True)
 class FileRestored:
-    """What a file is, what is done with it, and what came of it; ``result`` is None for a dry run."""
+    """What a file is, what is done with it, and what came of it; ``result`` is None for a dry run.
+
+    Args: findings - whether it will succeed on this machine, worst first; of a base backup or an export.
+    """
 
     foreign: ForeignFile
     plan: DatabasePlan | BasePlan | ClusterPlan
     result: DatabaseResult | BaseResult | ClusterResult | None
     owner: str
+    findings: Sequence[readiness.Finding] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -118,16 +125,18 @@ def run(context: Context, request: FileRequest, *, dry_run: bool) -> FileRestore
         made = (
             None if dry_run else apply_cluster(cluster, context.clock, context.stop, context.listener, context.executed)
         )
-        return FileRestored(foreign, cluster, made, owner or "this account")
+        found = readiness.of_dump(cluster.programs, cluster.volumes)
+        return FileRestored(foreign, cluster, made, owner or "this account", found)
     options = RestoreOptions(request.target, request.tablespaces, owner_ids(owner))
     base = plan_base(foreign, options, context.stop, context.listener)
     install_path = _install_path(context, request)
-    restored = (
-        None
-        if dry_run
-        else apply_base(base, context.clock, context.stop, context.listener, context.executed, install_path)
-    )
-    return FileRestored(foreign, base, restored, owner or "this account")
+    findings = readiness.of_base(request.target, base.major, owner, install_path, base.volumes, starts=request.starts)
+    planned = FileRestored(foreign, base, None, owner or "this account", findings)
+    if dry_run:
+        return planned
+    readiness.require(findings, context.listener)
+    restored = apply_base(base, context.clock, context.stop, context.listener, context.executed, install_path)
+    return replace(planned, result=restored)
 
 
 def start(context: Context, restored: FileRestored, port: int) -> Started:
@@ -183,7 +192,7 @@ def _into_database(context: Context, request: FileRequest, foreign: ForeignFile,
     try:
         plan = plan_database(foreign, options, databases)
         if dry_run:
-            return FileRestored(foreign, plan, None, plan.target.role)
+            return FileRestored(foreign, plan, None, plan.target.role, readiness.of_dump(plan.programs, plan.volumes))
         result = apply_database(
             plan, address, databases, context.clock, context.stop, context.listener, context.executed
         )

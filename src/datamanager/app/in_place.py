@@ -6,28 +6,33 @@ a backup begins by itself: the restored cluster is on a timeline of its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from datamanager.app import backups, cold_backups, moments
+from datamanager.app import backups, cold_backups, moments, readiness
 from datamanager.app.audit import audited
 from datamanager.app.backups import Taken
 from datamanager.app.context import Context
 from datamanager.app.in_place_cluster import Around, LocalCluster, following_backup, look, roles_changed, safety_backup
+from datamanager.app.in_place_ending import RESTORE, UNDO, end_unfinished, noted
+from datamanager.app.in_place_notes import read_note
 from datamanager.app.moments import Moment
-from datamanager.app.opening import Unlocking, choose_holding, opened
+from datamanager.app.opening import Unlocking, choose, choose_holding, opened
+from datamanager.app.readiness import Finding, NotReady
 from datamanager.app.timelines import abandon_what_was_set_aside, taken_timelines
-from datamanager.base.errors import Busy, NotFound
+from datamanager.base.errors import Busy, DataManagerError, NotFound
 from datamanager.base.events import PhaseStarted, Warned
-from datamanager.engine.in_place.delta import find_record, finish_delta, require_not_halfway
+from datamanager.engine.in_place.delta import find_record, require_not_halfway
 from datamanager.engine.in_place.journal import find_journal
 from datamanager.engine.in_place.kept import Kept, forget_kept, list_kept
 from datamanager.engine.in_place.plan import FINISH, InPlaceOptions, InPlacePlan, plan_in_place
 from datamanager.engine.in_place.prepare import Preparation
-from datamanager.engine.in_place.recovery import Finished, finish_or_undo
+from datamanager.engine.in_place.recovery import Finished
 from datamanager.engine.in_place.roles import RoleChange
 from datamanager.engine.in_place.run import InPlaceResult, known_histories, run_in_place
 from datamanager.engine.in_place.undo import UndoOptions, UndoPlan, UndoResult, plan_undo, run_undo
+from datamanager.engine.restore.plan import VolumeNeed
 from datamanager.postgres.connection import ServerAddress
 from datamanager.postgres.programs import find_programs
 from datamanager.repository.manifest import Manifest
@@ -58,7 +63,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Planned:
-    """A restore in place as it would happen; ``roles`` are those that will be as they were then."""
+    """A restore in place as it would happen; ``roles`` are those that will be as they were then.
+
+    Args: findings - whether it will succeed on this machine, worst first.
+    """
 
     cluster: str
     manifest: Manifest
@@ -66,6 +74,7 @@ class Planned:
     plan: InPlacePlan
     roles: tuple[RoleChange, ...]
     roles_known: bool
+    findings: Sequence[Finding]
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -83,11 +92,26 @@ class Done:
     following: Taken | None
 
 
-def plan(context: Context, request: Request, unlocking: Unlocking) -> Planned:
-    """What a restore in place would do. Raises: as ``run``, but nothing was touched."""
+@dataclass(frozen=True)
+class Ended:
+    """How what was cut off has ended. ``following`` is the backup of what was restored; None where there is none."""
+
+    finished: Finished
+    following: Taken | None
+
+
+def plan(context: Context, request: Request, unlocking: Unlocking, *, finishing: bool = False) -> Planned | NotReady:
+    """What a restore in place would do, and whether it will succeed here.
+
+    Args: finishing - first bring an earlier exchange to its end that was cut off; else that is refused.
+    Raises: as ``run``; nothing else was touched.
+    """
     named = choose_holding(context, request.repository, request.cluster, request.backup)
     with opened(context, named, unlocking) as repository:
-        return _plan(context, repository, request, look(context, repository, request.cluster, request.around))
+        cluster = look(context, repository, request.cluster, request.around)
+        if finishing:
+            cluster = _finished(context, repository, request, cluster)
+        return _plan(context, repository, request, cluster)
 
 
 def run(context: Context, request: Request, unlocking: Unlocking) -> Done:
@@ -99,10 +123,14 @@ def run(context: Context, request: Request, unlocking: Unlocking) -> Done:
     named = choose_holding(context, request.repository, request.cluster, request.backup)
     with opened(context, named, unlocking) as repository:
         cluster = look(context, repository, request.cluster, request.around)
-        _finish(context, request.cluster, cluster.data_directory)
+        cluster = _finished(context, repository, request, cluster)
         planned = _plan(context, repository, request, cluster)
+        if isinstance(planned, NotReady):
+            raise planned.error
+        readiness.require(planned.findings, context.listener)
         safety = safety_backup(context, cluster, named, unlocking, _WITHOUT) if request.safety else None
-        result = _exchange(context, repository, planned, cluster)
+        with noted(context, request.cluster, RESTORE, cluster.data_directory, named.name or named.config.url):
+            result = _exchange(context, repository, planned, cluster)
     audited(
         context,
         "restored in place",
@@ -118,7 +146,7 @@ def plan_back(
 ) -> tuple[UndoPlan, ServerAddress | None]:
     """What an undo would do. Raises: as ``back``."""
     cluster = look(context, None, name, around)
-    _finish(context, name, cluster.data_directory)
+    end_unfinished(context, name, cluster.data_directory)
     options = UndoOptions(
         cluster.data_directory,
         identity,
@@ -136,7 +164,8 @@ def back(context: Context, name: str, around: Around, identity: str | None) -> U
         with the data in force that were in force before.
     """
     plan, address = plan_back(context, name, around, identity)
-    result = run_undo(plan, context.stop, context.listener, address=address)
+    with noted(context, name, UNDO, plan.places.data_directory):
+        result = run_undo(plan, context.stop, context.listener, address=address)
     audited(
         context,
         "restore undone",
@@ -148,9 +177,39 @@ def back(context: Context, name: str, around: Around, identity: str | None) -> U
     return result
 
 
-def finish(context: Context, name: str, around: Around) -> Finished | None:
-    """Bring an exchange that was cut off to its end. Raises: Busy, IntegrityError, RightMissing, ServiceError."""
-    return _finish(context, name, look(context, None, name, around).data_directory)
+def finish(context: Context, name: str, around: Around) -> Ended | None:
+    """Bring an exchange that was cut off to its end, and back up what was restored; None when there is none.
+
+    Raises: Busy (it is under way), IntegrityError, RightMissing, ServerDidNotStart, ServiceError, TargetUnfit.
+    """
+    note = read_note(context.home, name)
+    if around.data_directory is None and note is not None:
+        around = replace(around, data_directory=note.data_directory)
+    finished = end_unfinished(context, name, look(context, None, name, around).data_directory)
+    return None if finished is None else Ended(finished, _back_up_finished(context, name, finished))
+
+
+def _finished(context: Context, repository: Repository, request: Request, cluster: LocalCluster) -> LocalCluster:
+    """The cluster without an unfinished exchange; one that is completed is backed up, by the safety backup if any."""
+    finished = end_unfinished(context, request.cluster, cluster.data_directory)
+    if finished is None:
+        return cluster
+    if not request.safety:
+        _back_up_finished(context, request.cluster, finished)
+    return look(context, repository, request.cluster, request.around)
+
+
+def _back_up_finished(context: Context, name: str, finished: Finished) -> Taken | None:
+    if not finished.completed or finished.kind == UNDO:
+        return None
+    note = read_note(context.home, name)
+    try:
+        named = choose(context, note.repository if note else None, name)
+    except DataManagerError as error:
+        # The configuration has changed since; the exchange is done all the same.
+        context.listener(Warned(f"the restored cluster is not backed up yet: {error.message}"))
+        return None
+    return following_backup(context, name, named, Unlocking())
 
 
 def kept(context: Context, name: str, around: Around) -> list[Kept]:
@@ -179,41 +238,33 @@ def refuse_unfinished_exchange(data_directory: Path) -> None:
         )
 
 
-def _finish(context: Context, name: str, data_directory: Path) -> Finished | None:
-    finished = finish_delta(data_directory, context.listener) or finish_or_undo(data_directory, context.listener)
-    if finished is None:
-        return None
-    context.listener(Warned(str(finished)))
-    if finished.completed and finished.kind == "undo":
-        abandon_what_was_set_aside(context, name, data_directory)
-    elif finished.completed:
-        context.listener(Warned(f"the restored cluster is not backed up yet: run `datamanager backup run {name}`"))
-    return finished
-
-
-def _plan(context: Context, repository: Repository, request: Request, cluster: LocalCluster) -> Planned:
+def _plan(context: Context, repository: Repository, request: Request, cluster: LocalCluster) -> Planned | NotReady:
     context.listener(PhaseStarted("planning"))
     if (record := find_record(cluster.data_directory)) is not None:
         require_not_halfway(record)
     chosen = moments.choose(context, repository, request.backup, request.cluster, request.moment)
     manifest = chosen.manifest
-    plan = plan_in_place(
-        InPlaceOptions(
-            cluster.data_directory,
-            int(manifest.system_identifier),
-            manifest.major,
-            f"backup {manifest.backup} ({manifest.label})",
-            manifest.volumes,
-            {one.oid: one.location for one in manifest.tablespaces},
-            taken_timelines(repository, int(manifest.system_identifier)),
-            service=request.around.service,
-            managed=request.around.managed,
-            unreadable=request.unreadable,
-            drain_seconds=request.around.drain_seconds,
-        )
+    options = InPlaceOptions(
+        cluster.data_directory,
+        int(manifest.system_identifier),
+        manifest.major,
+        f"backup {manifest.backup} ({manifest.label})",
+        manifest.volumes,
+        {one.oid: one.location for one in manifest.tablespaces},
+        taken_timelines(repository, int(manifest.system_identifier)),
+        service=request.around.service,
+        managed=request.around.managed,
+        unreadable=request.unreadable,
+        drain_seconds=request.around.drain_seconds,
     )
+    try:
+        plan = plan_in_place(options)
+    except readiness.REFUSALS as error:
+        return NotReady(options.source, readiness.of_cluster(repository, manifest, cluster, error), error)
+    rooms = [VolumeNeed(one.path, one.need, one.free) for one in plan.rooms]
+    findings = readiness.of_cluster(repository, manifest, cluster, rooms)
     roles = roles_changed(context, repository, cluster, manifest)
-    return Planned(request.cluster, manifest, chosen, plan, tuple(roles or ()), roles is not None)
+    return Planned(request.cluster, manifest, chosen, plan, tuple(roles or ()), roles is not None, findings)
 
 
 def _exchange(context: Context, repository: Repository, planned: Planned, cluster: LocalCluster) -> InPlaceResult:

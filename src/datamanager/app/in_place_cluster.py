@@ -9,6 +9,7 @@ from datamanager.app import backups, clusters, cold_backups
 from datamanager.app.addresses import address_of, is_local, local_directory
 from datamanager.app.backups import Taken
 from datamanager.app.context import Context
+from datamanager.app.in_place_notes import drop_note
 from datamanager.app.opening import Named, Unlocking
 from datamanager.base.errors import (
     AuthenticationFailed,
@@ -136,12 +137,19 @@ def safety_backup(context: Context, cluster: LocalCluster, named: Named, unlocki
 
 
 def following_backup(context: Context, name: str, named: Named, unlocking: Unlocking) -> Taken | None:
-    """The first backup of the restored cluster; that it fails is a warning, for the restore is done."""
+    """The first backup of the restored cluster; that it fails is a warning, for the restore is done.
+
+    One that is cut off stays owed: the service makes it.
+    """
     context.listener(PhaseStarted("backing up the restored cluster"))
+    taken: Taken | None = None
     try:
-        return backups.run(context, backups.RunOptions(name, named.name or named.config.url), unlocking)
+        taken = backups.run(context, backups.RunOptions(name, named.name or named.config.url), unlocking)
     except DataManagerError as error:
         context.listener(
             Warned(f"the restored cluster is not backed up yet: {error.message}; run `datamanager backup run {name}`")
         )
-        return None
+        if isinstance(error, Cancelled):
+            return None
+    drop_note(context.home, name)
+    return taken

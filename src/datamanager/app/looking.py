@@ -112,9 +112,7 @@ def _look(context: Context, named: Named, clusters: frozenset[str], look: Look) 
         _find_newest(repository, present, clusters, look)
         _find_tests(repository, marks, clusters, look)
         for name, manifest in look.manifests.items():
-            seen = look_at_archive(repository, manifest)
-            if seen is not None:
-                look.wal[name] = seen
+            look.wal[name] = look_at_archive(repository, manifest)
         look.has_damage = next(iter(storage.list(damaged.FOLDER)), None) is not None
         space = storage.space()
         look.free_bytes = None if space is None else space.free

@@ -13,11 +13,10 @@ from datamanager.app.wal_beat import WalFiles, read_wal_beat
 from datamanager.base.errors import TargetUnfit, UsageError
 from datamanager.base.units import Lsn
 from datamanager.engine.in_place.prepare import FromBackup, Preparation
-from datamanager.engine.in_place.prepare_moment import AtMoment
 from datamanager.engine.in_place.run import Prepare
 from datamanager.engine.recovery.plan import RecoveryPlan
 from datamanager.engine.recovery.planner import plan_recovery
-from datamanager.engine.recovery.run import Replay
+from datamanager.engine.recovery.replay import Replay, own_end
 from datamanager.engine.recovery.targets import Target, parse_time
 from datamanager.repository.manifest import Manifest
 from datamanager.repository.repository import Repository
@@ -131,22 +130,10 @@ def choose(context: Context, repository: Repository, backup: str, cluster: str |
     return Chosen(next(one for one in manifests if one.backup == plan.backup.backup), plan, lines)
 
 
-def newest(context: Context, repository: Repository, cluster: str) -> Manifest:
-    """The newest backup of the history that is in force. Raises: NotFound, StoreError, IntegrityError, Cancelled."""
-    found = repository.find("latest", cluster)
-    archive = WalArchive(repository, int(found.system_identifier))
-    if not (abandoned := archive.abandoned()):
-        return found
-    manifests = [one for one in repository.manifests() if _is_same(one, found)]
-    plan = plan_recovery((), manifests, Target.latest(), context.stop, abandoned=abandoned)
-    return next(one for one in manifests if one.backup == plan.backup.backup)
-
-
 def preparing(context: Context, repository: Repository, chosen: Chosen, how: Preparation) -> Prepare:
     """What makes the chosen cluster beside the one whose place it takes."""
-    if chosen.replay is None:
-        return FromBackup(repository, chosen.manifest, how, context.stop, context.listener)
-    return AtMoment(repository, chosen.manifest, chosen.replay, how, context.stop, context.listener)
+    replay = chosen.replay or own_end(chosen.manifest, how.histories)
+    return FromBackup(repository, chosen.manifest, replay, how, context.stop, context.listener)
 
 
 def _proven(context: Context, cluster: str, lines: Sequence[Line]) -> dict[str, datetime]:

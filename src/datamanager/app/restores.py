@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from datamanager.app import readiness
 from datamanager.app.backups import processors
 from datamanager.app.context import Context
 from datamanager.app.moments import Chosen, Moment, choose
 from datamanager.app.opening import Unlocking, choose_holding, opened
-from datamanager.base.errors import ConfigurationError, ProgramMissing, TargetUnfit, UsageError
+from datamanager.app.readiness import Finding, NotReady, Use
+from datamanager.base.errors import ConfigurationError, DataManagerError, ProgramMissing, TargetUnfit, UsageError
 from datamanager.base.events import PhaseStarted
 from datamanager.engine.recovery.pause import Paused
 from datamanager.engine.recovery.plan import RecoveryPlan
@@ -21,7 +23,7 @@ from datamanager.engine.recovery.run import MomentRestored, RecoveryOptions, res
 from datamanager.engine.recovery.workplace import Recovered, check_folder
 from datamanager.engine.restore.export import export_backup
 from datamanager.engine.restore.outside import PutBack, check_outside_folder, outside_folder, write_outside_files
-from datamanager.engine.restore.plan import RestoreOptions, RestorePlan, plan_restore
+from datamanager.engine.restore.plan import RestoreOptions, RestorePlan, VolumeNeed, plan_restore
 from datamanager.engine.restore.run import RestoreResult, apply_restore
 from datamanager.postgres.account import UnixAccount, named_account, service_account
 from datamanager.postgres.programs import find_programs
@@ -40,6 +42,7 @@ class Request:
         backup: id, the beginning of one, or ``latest``.
         moment: where the restored data end.
         pause: leave a server on it, read-only and not promoted, to look at that moment; ``port`` is that of its socket.
+        starts: a server is going to be started on it.
         repository: a name or an address; None for the cluster's, or the only one.
         tablespaces: old location (or oid) to new.
         owner: account that gets the files; needs root. A restore by root gives them to ``postgres`` by default.
@@ -55,6 +58,7 @@ class Request:
     moment: Moment = field(default_factory=Moment)
     pause: bool = False
     port: int = 5433
+    starts: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Restored:
         outside: the configuration that lay outside the data directory, and lies beside the target now.
         recovery: the way to the moment; None for the backup as it is.
         recovered: how replay ended; paused - the server that waits to be looked at.
+        findings: whether it will succeed on this machine, worst first.
     """
 
     plan: RestorePlan
@@ -74,15 +79,40 @@ class Restored:
     recovery: RecoveryPlan | None = None
     recovered: Recovered | None = None
     paused: Paused | None = None
+    findings: Sequence[Finding] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the owner should know of the way to the moment."""
-        return self.recovery.warnings if self.recovery is not None else ()
+        """What the owner should know: of the backup, of the way to the moment, and of what was restored."""
+        on_the_way = self.recovery.warnings if self.recovery is not None else ()
+        return (*self.plan.warnings, *on_the_way, *(self.result.warnings if self.result is not None else ()))
 
 
-def run(context: Context, request: Request, unlocking: Unlocking, *, dry_run: bool) -> Restored:
-    """Restore a backup, or only say what that would do.
+@dataclass(frozen=True)
+class _Prepared:
+    chosen: Chosen
+    plan: RestorePlan
+    recovery: RecoveryOptions | None
+    findings: Sequence[Finding]
+
+    def restored(self, owner: str | None, result: RestoreResult | None = None) -> Restored:
+        return Restored(
+            self.plan, result, owner or "this account", recovery=self.chosen.recovery, findings=self.findings
+        )
+
+
+def plan(context: Context, request: Request, unlocking: Unlocking) -> Restored | NotReady:
+    """What a restore would do, and whether it will succeed here. Raises: as ``run``, but for what makes it NotReady."""
+    owner = request.owner or default_owner()
+    options = _options(request, owner)
+    named = choose_holding(context, request.repository, request.cluster, request.backup)
+    with opened(context, named, unlocking) as repository:
+        prepared = _prepare(context, repository, request, options, owner)
+        return prepared if isinstance(prepared, NotReady) else prepared.restored(owner)
+
+
+def run(context: Context, request: Request, unlocking: Unlocking) -> Restored:
+    """Restore a backup.
 
     Raises: NotFound, UsageError, RestoreRefused, RepositoryError, StoreError, ServerError, Cancelled.
     """
@@ -90,19 +120,38 @@ def run(context: Context, request: Request, unlocking: Unlocking, *, dry_run: bo
     options = _options(request, owner)
     named = choose_holding(context, request.repository, request.cluster, request.backup)
     with opened(context, named, unlocking) as repository:
-        context.listener(PhaseStarted("planning"))
-        chosen = choose(context, repository, request.backup, request.cluster, request.moment)
-        plan = plan_restore(repository, chosen.manifest, options)
-        check_outside_folder(plan.manifest, outside_folder(options.target))
+        prepared = _prepare(context, repository, request, options, owner)
+        if isinstance(prepared, NotReady):
+            raise prepared.error
+        # Of damaged pages the plan warns by itself.
+        readiness.require(prepared.findings, context.listener, told=("damage",))
+        done = _carry_out(context, repository, prepared.plan, prepared.chosen, prepared.recovery)
+        outside = _put_outside(prepared.plan.manifest, options)
+        restored = prepared.restored(owner, done.restored)
+        return replace(restored, outside=outside, recovered=done.recovered, paused=done.paused)
+
+
+def _prepare(
+    context: Context, repository: Repository, request: Request, options: RestoreOptions, owner: str | None
+) -> _Prepared | NotReady:
+    context.listener(PhaseStarted("planning"))
+    chosen = choose(context, repository, request.backup, request.cluster, request.moment)
+    manifest, replay = chosen.manifest, chosen.replay
+    use = Use.FILES if replay is None and not request.starts else Use.CLONE
+    port = request.port if request.starts or request.pause else None
+
+    def findings(planned: Sequence[VolumeNeed] | DataManagerError) -> Sequence[Finding]:
+        return readiness.of_new_directory(context, repository, manifest, options, owner, use, planned, port=port)
+
+    try:
+        plan = plan_restore(repository, manifest, options)
+        check_outside_folder(manifest, outside_folder(options.target))
         recovery = _recovery_options(context, request, chosen, owner)
-        if chosen.replay is not None:
-            plan = with_room_for_wal(plan, chosen.replay.needs, chosen.replay.segment_size)
-        planned = Restored(plan, None, owner or "this account", recovery=chosen.recovery)
-        if dry_run:
-            return planned
-        done = _carry_out(context, repository, plan, chosen, recovery)
-        outside = _put_outside(plan.manifest, options)
-        return replace(planned, result=done.restored, outside=outside, recovered=done.recovered, paused=done.paused)
+        if replay is not None:
+            plan = with_room_for_wal(plan, replay.needs, replay.segment_size)
+    except readiness.REFUSALS as error:
+        return NotReady(f"backup {manifest.backup} ({manifest.label})", findings(error), error)
+    return _Prepared(chosen, plan, recovery, findings(plan.volumes))
 
 
 def _recovery_options(context: Context, request: Request, chosen: Chosen, owner: str | None) -> RecoveryOptions | None:

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 
-from datamanager.app import around, notifications, planner, status, supervisor
+from datamanager.app import around, notifications, planner, serve_restores, status, supervisor
 from datamanager.app.context import Context
 from datamanager.app.supervisor import ServeOptions
 from datamanager.base.events import Event
@@ -58,6 +58,11 @@ def _obey(context: Context, one: planner.Planner) -> None:
 def restore_services(context: Context) -> int:
     """Start again what killed runs stopped; returns how many services do not run."""
     return len(around.restore_services(context, wait=True))
+
+
+def finish_restores(context: Context) -> list[str]:
+    """End restores in place that were cut off; returns a sentence for each. Raises: ConfigurationError, Cancelled."""
+    return serve_restores.finish_restores(context)
 
 
 def tell(context: Context) -> tuple[str, ...]:

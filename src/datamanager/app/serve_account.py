@@ -16,6 +16,7 @@ from pathlib import Path
 
 from datamanager.app.around import described_services
 from datamanager.app.context import Context
+from datamanager.app.in_place_notes import notes_folder
 from datamanager.base.errors import ConfigurationError, ServiceError
 from datamanager.config.home import VARIABLE, Home, find_home, make_private_folder, system_home
 from datamanager.postgres.account import UnixAccount, named_account
@@ -54,7 +55,8 @@ def prepare_home(home: Home, account: UnixAccount | None) -> None:
         return
     owner = (account.user_id, account.group_id)
     try:
-        for folder in (home.logs, home.runs, home.services, home.scratch, home.drills, home.wal, home.keys):
+        kept = home.logs, home.runs, home.services, home.scratch, home.drills, home.wal, notes_folder(home), home.keys
+        for folder in kept:
             if not folder.exists():
                 folder.mkdir(mode=0o755 if folder == home.services else 0o700)
                 os.chown(folder, *owner, follow_symlinks=False)

@@ -21,6 +21,8 @@ PLANNER = "planner"
 # Starting imports and migrates; a machine that has just booted is slow.
 BIRTH_SECONDS = 180.0
 LONGEST_PAUSE_SECONDS = 60.0
+# One that waits for a drive that hangs does not go even when it is killed; nobody waits for that.
+_KILLED_SECONDS = 2.0
 
 
 def pause_after(deaths: int) -> float:
@@ -75,7 +77,7 @@ class PlannerProcess:
     def kill(self) -> None:
         """End it at once; the jobs that it began go on."""
         self._process.kill()
-        self._process.wait()
+        _reap(self._process)
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
@@ -105,9 +107,14 @@ class Errand:
     def end(self) -> None:
         if self._process.poll() is None:
             end_tree(self._process.pid, 3.0)
-        self._process.wait()
+        _reap(self._process)
         if self._process.stdin is not None:
             self._process.stdin.close()
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_KILLED_SECONDS)
 
 
 def end_former_planner(file: Path, account: UnixAccount | None) -> bool:

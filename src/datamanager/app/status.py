@@ -9,15 +9,24 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from datamanager.app.context import Context
+from datamanager.app.in_place_notes import read_note
 from datamanager.app.looking import Look, start_looks, wait
 from datamanager.app.planner_file import PlannerBeat, read_beat
 from datamanager.app.recalling import ClusterHistory, Recalled, start_recalling
 from datamanager.app.verdict import Verdict, judge
-from datamanager.app.verdict_facts import BackupFact, ClusterFacts, ProofFact, RepositoryFacts, Situation, Trouble
-from datamanager.app.wal_looking import WalLook, start_wal_looks, wait_wal, wal_facts
+from datamanager.app.verdict_facts import (
+    BackupFact,
+    ClusterFacts,
+    ProofFact,
+    RepositoryFacts,
+    RestoreFact,
+    Situation,
+    Trouble,
+)
+from datamanager.app.wal_looking import WalLook, forgotten_slots, slots_left, start_wal_looks, wait_wal, wal_facts
 from datamanager.base.errors import DataManagerError
 from datamanager.config.durations import parse_duration
 from datamanager.config.model import Config
@@ -77,7 +86,14 @@ def gather(context: Context, cluster: str | None = None, *, patience_seconds: fl
     alive = beat is not None and beat.alive(situation.now)
     situation = replace(
         situation,
-        clusters=[_with_wal(_cluster_facts(name, looks, recalled), archives, looks) for name in sorted(wanted)],
+        clusters=[
+            replace(
+                _with_wal(_cluster_facts(name, looks, recalled), archives, looks, situation.now),
+                restore=_cut_off(context, name),
+            )
+            for name in sorted(wanted)
+        ],
+        forgotten_slots=forgotten_slots(context, config.clusters) if cluster is None else {},
         repositories=[_repository_facts(look, recalled) for look in looks],
         troubles=_troubles(recalled),
         planner_alive=alive,
@@ -87,12 +103,27 @@ def gather(context: Context, cluster: str | None = None, *, patience_seconds: fl
     return Status(judge(situation), situation, looks, recalled, beat)
 
 
-def _with_wal(facts: ClusterFacts, archives: Sequence[WalLook], looks: Sequence[Look]) -> ClusterFacts:
+def _with_wal(facts: ClusterFacts, archives: Sequence[WalLook], looks: Sequence[Look], now: datetime) -> ClusterFacts:
     look = next((one for one in archives if one.cluster == facts.name), None)
     if look is None:
         return facts
     seen = [one.wal[facts.name] for one in looks if facts.name in one.wal]
-    return replace(facts, wal=wal_facts(look, max(seen, key=lambda one: one.newest, default=None)))
+    filled = [(one.newest, one) for one in seen if one.newest is not None]
+    newest = max(filled, key=lambda one: one[0], default=(None, None))[1]
+    place = look.beat.repository if look.beat is not None else ""
+    ends = next((one.wal[facts.name].ends for one in looks if one.name == place and facts.name in one.wal), None)
+    return replace(
+        facts,
+        wal=wal_facts(look, newest, ends, now),
+        slots_left=slots_left(look.watch, wanted=look.wanted or look.alive),
+    )
+
+
+def _cut_off(context: Context, name: str) -> RestoreFact | None:
+    note = read_note(context.home, name)
+    if note is None or not note.cut_off:
+        return None
+    return RestoreFact(note.began, note.owes_backup, note.error, note.command)
 
 
 def _with_only_repository(clusters: dict[str, str | None], config: Config) -> dict[str, str | None]:

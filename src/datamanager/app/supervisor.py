@@ -8,6 +8,7 @@ that reads the database, the network or a repository is done by children under t
     ├── serve --role planner      decides, queues, begins jobs; ends when its standard input does
     ├── wal start CLUSTER         archives the WAL of a cluster that wants it; ends when its standard input does
     ├── serve --role services     starts what killed runs had stopped; for a while
+    ├── serve --role restores     finishes restores in place that were cut off; for a while
     └── serve --role tell         tells people that the planner does not run; for a while
 """
 
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datamanager.app.context import Context
+from datamanager.app.in_place_notes import Note, read_notes
 from datamanager.app.planner_file import SILENT_SECONDS
 from datamanager.app.serve_account import (
     give_to_account,
@@ -49,7 +51,7 @@ from datamanager.system.locks import held
 from datamanager.system.processes import group_options
 from datamanager.system.sd_notify import VARIABLES, ServiceNotifier
 
-SERVICES, TELL = "services", "tell"
+SERVICES, RESTORES, TELL = "services", "restores", "tell"
 # How long a planner's grace and the forced end of its jobs take beside what --grace allows.
 _LAST_SECONDS = 30.0
 _LOOK_SECONDS = 0.5
@@ -62,6 +64,8 @@ _HOUSEKEEPING_SECONDS = 10.0
 # Services may take minutes to start, one after the other; telling waits for mail servers.
 _SERVICES_SECONDS = 1800.0
 _TELL_SECONDS = 120.0
+# The server's start, its way back, and room to clear away.
+_RESTORES_SECONDS = 3600.0
 # A second supervisor may be on its way out.
 _LOCK_SECONDS = 3.0
 
@@ -140,6 +144,7 @@ class _Supervisor:
         self._planner: PlannerProcess | None = None
         self._errands: dict[str, Errand] = {}
         self._receivers = WalChildren(context, lambda words: self._begin(words, account), say, options.hung_seconds)
+        self._finished: dict[str, Note] = {}  # the last note of a cluster that somebody was sent for
         self._deaths = 0
         self._begin_at = 0.0
         self._told_at = -_TOLD_AGAIN_SECONDS
@@ -150,6 +155,7 @@ class _Supervisor:
         if end_former_planner(self._home.planner_file, self._account):
             self._say("The planner of a service that was killed still ran; it was ended.")
         self._look_after_services()
+        self._finish_restores()
         self._begin_planner()
         self._notifier.ready("The planner was started.")
         self._say("The service runs.")
@@ -199,6 +205,7 @@ class _Supervisor:
             give_to_account(self._home, self._account)
         if self._planner is None or not self._planner.beats or self._roots_journals():
             self._look_after_services()
+        self._finish_cut_off()
 
     def _look_after_services(self) -> None:
         """Let services run again that killed runs stopped. The planner does it as well; this does not need it."""
@@ -208,6 +215,22 @@ class _Supervisor:
         if self._roots_journals():
             # What root's own runs stopped, the account may not start.
             self._send(SERVICES, _SERVICES_SECONDS, as_root=True)
+
+    def _finish_restores(self) -> None:
+        """Once, at the start: whatever the machine's end cut off, also where nobody noted it."""
+        self._send(RESTORES, _RESTORES_SECONDS)
+        if self._account is not None:
+            self._send(RESTORES, _RESTORES_SECONDS, as_root=True)
+
+    def _finish_cut_off(self) -> None:
+        """Finish a restore whose process was killed meanwhile; each note of it is gone after once."""
+        if any(name.startswith(RESTORES) for name in self._errands):
+            return
+        now = self._context.clock.now()
+        for note in read_notes(self._home):
+            if note.is_due(now) and self._finished.get(note.cluster) != note:
+                self._finished[note.cluster] = note
+                self._send(RESTORES, _RESTORES_SECONDS, as_root=self._account is not None and note.user_id == 0)
 
     def _roots_journals(self) -> bool:
         if self._account is None:

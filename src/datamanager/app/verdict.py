@@ -18,7 +18,7 @@ from datetime import timedelta
 
 from datamanager.app.past_words import ago, length, when
 from datamanager.app.verdict_facts import BackupFact, ClusterFacts, Situation
-from datamanager.app.verdict_wal import newest_moment, of_wal
+from datamanager.app.verdict_wal import newest_moment, of_forgotten_slots, of_slots_left, of_wal
 from datamanager.schedule.words import counted
 from datamanager.state.finding import MACHINE_OFF, ONE_PLACE, READS_EVERYTHING, RECOMMENDATIONS, Finding, Severity
 
@@ -34,6 +34,7 @@ _CLOCKS_DIFFER = timedelta(hours=2)
 # Of findings that are equally bad the one that explains the others comes first.
 _ORDER = (
     *(
+        "restore",
         "service",
         "wal-waiting",
         "configuration",
@@ -45,8 +46,8 @@ _ORDER = (
         "planner",
     ),
     *("clock", "overdue", "failed", "test-failed", "proof-old", "not-proven", "test-not-done", "damaged"),
-    *("wal-off", "wal-gap", "wal-slot", "wal-old", "wal-room"),
-    *("damaged-place", "away", *RECOMMENDATIONS, "remembered"),
+    *("wal-lost", "wal-off", "wal-gap", "wal-slot", "wal-old", "wal-room"),
+    *("damaged-place", "away", *RECOMMENDATIONS, "wal-left", "remembered"),
 )
 
 
@@ -92,6 +93,7 @@ def judge(situation: Situation) -> Verdict:
             found.append(Finding("no-cluster", Severity.NOT_PROTECTED, "", sentence, command))
         for cluster in clusters:
             found += _of_cluster(cluster, situation)
+        found += of_forgotten_slots(situation.forgotten_slots)
         if any(cluster.schedules for cluster in clusters):
             found += _of_planner(clusters, situation)
     found.sort(key=lambda one: (-one.severity, _ORDER.index(one.kind), one.cluster, one.key))
@@ -157,8 +159,10 @@ def _of_cluster(cluster: ClusterFacts, situation: Situation) -> list[Finding]:
             else f"datamanager schedule add {name}-nightly --daily --at 1:00AM -- backup run {name}"
         )
         found.append(Finding(f"no-schedule:{name}", Severity.NOT_PROTECTED, name, sentence, command))
+    found += _of_restore(cluster, situation)
     found += _of_failed_runs(cluster, situation)
     found += of_wal(cluster, situation)
+    found += of_slots_left(cluster)
     if cluster.newest is None:
         return [*found, _without_backup(cluster, situation)]
     return [
@@ -170,6 +174,23 @@ def _of_cluster(cluster: ClusterFacts, situation: Situation) -> list[Finding]:
         *_advice(cluster, cluster.newest),
         *_remembered(cluster, cluster.newest, situation),
     ]
+
+
+def _of_restore(cluster: ClusterFacts, situation: Situation) -> list[Finding]:
+    """A restore in place that was cut off: its server may be down, and starts again when it is finished."""
+    one, name = cluster.restore, cluster.name
+    if one is None:
+        return []
+    why = f": {_clause(one.error)}" if one.error else ""
+    began = when(one.began, situation.now, situation.zone)
+    if not one.owes_backup:
+        sentence = f"A restore in place of database server {name}, begun {began}, was cut off and is not finished{why}."
+        command = one.command or f"datamanager restore complete {name}"
+        return [Finding(f"restore:{name}", Severity.URGENT, name, sentence, command)]
+    if cluster.newest is not None and cluster.newest.started > one.began:
+        return []
+    sentence = f"Database server {name} was restored in place, {began}, and is not backed up since{why}."
+    return [Finding(f"restore:{name}", Severity.AT_RISK, name, sentence, f"datamanager backup run {name}")]
 
 
 def _without_backup(cluster: ClusterFacts, situation: Situation) -> Finding:

@@ -90,6 +90,7 @@ class WalFacts:
         retained_bytes, limit_bytes: what the slot keeps on the server, and may; None when not known, or no limit.
         synchronous: commits wait for the receiver; waiting - so many do now, None when not known.
         continuous: it is known to go on from the newest backup without a gap.
+        lost: it had come farther than what is there now; empty when not, else in words how far.
         gap_since: when the first WAL behind a gap came that is newer than the newest backup; None without one.
     """
 
@@ -107,6 +108,35 @@ class WalFacts:
     waiting: int | None = None
     continuous: bool = False
     gap_since: datetime | None = None
+    lost: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftSlot:
+    """A replication slot of a WAL archive that no receiver needs any more, or none for now.
+
+    Args: wanted - the archive goes on, with another slot, to another backup location; retained_bytes - what the server
+        keeps for it.
+    """
+
+    name: str
+    retained_bytes: int
+    wanted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreFact:
+    """A restore in place, or its undo, that was cut off, and that nobody is at.
+
+    Args:
+        owes_backup: the restored data are in force, and only their first backup is missing.
+        error, command: why the service could not finish it, and what mends that; empty before it tried.
+    """
+
+    began: datetime
+    owes_backup: bool = False
+    error: str = ""
+    command: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +158,8 @@ class ClusterFacts:
         failed_test_run: a test restore that could not be done, newer than any other.
         declined: recommendations that were declined, with their reasons, by kind.
         wal: the archive of its WAL; None where nobody asked for one, and no commit waits for it.
+        slots_left: those of its WAL archive that nobody reads.
+        restore: one in place that was cut off.
     """
 
     name: str
@@ -145,6 +177,8 @@ class ClusterFacts:
     failed_test_run: RunFact | None = None
     declined: Mapping[str, str] = field(default_factory=dict)
     wal: WalFacts | None = None
+    slots_left: Sequence[LeftSlot] = ()
+    restore: RestoreFact | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +213,7 @@ class Situation:
 
     Args:
         clusters: None when the configuration cannot be read.
+        forgotten_slots: replication slots that were made for clusters that are not configured any more, by cluster.
         planner_alive: our own planner runs; planner_died - one ran and is gone without a word.
         proof_limit: how old the newest test restore may be.
         zone: of days and hours in sentences; this computer's when None.
@@ -188,6 +223,7 @@ class Situation:
     clusters: Sequence[ClusterFacts] | None = ()
     repositories: Sequence[RepositoryFacts] = ()
     services_down: Sequence[ServiceDown] = ()
+    forgotten_slots: Mapping[str, Sequence[str]] = field(default_factory=dict)
     troubles: Sequence[Trouble] = ()
     planner_alive: bool = False
     planner_died: datetime | None = None

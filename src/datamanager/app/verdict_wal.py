@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from datamanager.app.past_words import ago, when
@@ -36,6 +37,9 @@ def of_wal(cluster: ClusterFacts, situation: Situation) -> list[Finding]:
         sentence = f"The WAL archive of database server {name} has a gap that ended {_when(wal.gap_since, situation)}: "
         sentence += "no moment behind it can be restored until the next backup."
         found.append(_finding("wal-gap", name, sentence, f"datamanager backup run {name}"))
+    if wal.lost:
+        sentence = f"The WAL archive of database server {name} had reached {wal.lost}: what was there is gone."
+        found.append(_finding("wal-lost", name, sentence, f"datamanager backup run {name}"))
     if (wal.slot_missing or wal.slot_lost) and not wal.connected:
         what = "gave up the slot of the WAL archive" if wal.slot_lost else "has no slot for the WAL archive"
         sentence = f"Database server {name} {what}, so WAL that is not fetched yet may be lost."
@@ -50,6 +54,36 @@ def of_wal(cluster: ClusterFacts, situation: Situation) -> list[Finding]:
         sentence = f"Database server {name} keeps {format_size(wal.retained_bytes)} of WAL that was not fetched, of at "
         sentence += f"most {format_size(wal.limit_bytes)}; beyond that the archive gets a gap."
         found.append(_finding("wal-room", name, sentence, f"datamanager wal status {name}"))
+    return found
+
+
+def of_slots_left(cluster: ClusterFacts) -> list[Finding]:
+    """Slots that make the server keep WAL that nobody fetches; their limit ends that, so nothing is at risk."""
+    found = []
+    for one in cluster.slots_left:
+        keeps = f"Database server {cluster.name} keeps {format_size(one.retained_bytes)} of WAL in slot {one.name}"
+        if one.wanted:
+            why = "of the location that its archive left, until a backup lies in the new one"
+            command = f"datamanager backup run {cluster.name}"
+        else:
+            why = "for an archive that does not run any more"
+            command = f"datamanager wal stop {cluster.name} --drop-slot"
+        finding = f"wal-left:{one.name}", Severity.NOTE, cluster.name, f"{keeps} {why}.", command
+        found.append(Finding(*finding))
+    return found
+
+
+def of_forgotten_slots(slots: Mapping[str, Sequence[str]]) -> list[Finding]:
+    """Slots of clusters that were taken out of the configuration by hand: how to reach their servers is not known."""
+    found = []
+    for cluster, names in sorted(slots.items()):
+        statements = " ".join(f"SELECT pg_drop_replication_slot('{one}');" for one in names)
+        sentence = (
+            f"Database server {cluster} is no longer configured, and may still keep WAL for its archive; run there: "
+            f"{statements} Or add it again, and remove it with `datamanager cluster remove {cluster}`, which does that."
+        )
+        command = f"datamanager cluster add {cluster} CONNINFO"
+        found.append(Finding(f"wal-left:{cluster}", Severity.NOTE, "", sentence, command))
     return found
 
 

@@ -143,14 +143,17 @@ def _end_receiver(context: Context, name: str) -> bool:
     return True
 
 
-def drop_slots(context: Context, name: str) -> Iterator[str]:
+def drop_slots(context: Context, name: str, *, but: str = "") -> Iterator[str]:
     """Drop every slot that was made for a cluster's archive.
 
+    Args: but - one that stays: the others are of repositories that it went to before.
     Raises: ServerUnfit (one is in use), RightMissing; as ``connect``.
     """
     files = WalFiles.of(context.home, name)
     configured = context.cluster(name).wal_slot
     for slot in dict.fromkeys([*files.slot_names(), *([configured] if configured else [])]):
+        if slot == but:
+            continue
         with SlotKeeper.opened(address_of(context.cluster(name)), slot, context.stop, context.executed) as keeper:
             dropped = keeper.drop()
         with contextlib.suppress(OSError):

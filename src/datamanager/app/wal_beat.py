@@ -12,57 +12,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from datamanager.base.files import write_durably
-from datamanager.base.units import Lsn
 from datamanager.config.home import Home
+from datamanager.engine.wal.state import ReceiverState
 from datamanager.system.processes import ProcessIdentity, is_alive
 
 BEAT_SECONDS = 2.0
 # A receiver that said nothing for so long is taken for hung; a busy machine takes seconds.
 SILENT_SECONDS = 60.0
-_UNKNOWN = Lsn(0)
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a receiver is; see ``engine.wal.receive.ReceiverState``, whose fields these are."""
-
-    connected: bool = False
-    line: str = ""
-    timeline: int = 0
-    received: Lsn = _UNKNOWN
-    sealed: Lsn = _UNKNOWN
-    server: Lsn = _UNKNOWN
-    sealed_at: str = ""
-    caught_up: bool = False
-    complete_until: str = ""
-    synchronous: bool = False
-    changed: str = ""
-    error: str = ""
-
-    def to_values(self) -> dict[str, Any]:
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {name: str(value) if isinstance(value, Lsn) else value for name, value in values.items()}
-
-    @classmethod
-    def from_values(cls, values: dict[str, Any]) -> Progress:
-        """Raises: ValueError, KeyError, TypeError."""
-        positions = {name: Lsn.parse(values[name]) for name in ("received", "sealed", "server")}
-        return cls(**{one.name: values[one.name] for one in fields(cls)} | positions)
-
-    @property
-    def complete_time(self) -> datetime | None:
-        """Until when the line is known to hold all that the server had written, by the server's clock."""
-        return datetime.fromisoformat(self.complete_until) if self.complete_until else None
-
-    @property
-    def sealed_time(self) -> datetime | None:
-        return datetime.fromisoformat(self.sealed_at) if self.sealed_at else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +43,7 @@ class WalBeat:
     supervised: bool = False
     ended: bool = False
     error: str = ""
-    progress: Progress = Progress()
+    progress: ReceiverState = field(default_factory=ReceiverState)
 
     def alive(self, now: datetime) -> bool:
         """Whether that receiver still receives: its process lives and has said so within a minute."""
@@ -178,7 +139,7 @@ def read_wal_beat(path: Path) -> WalBeat | None:
             bool(values["supervised"]),
             bool(values["ended"]),
             str(values["error"]),
-            Progress.from_values(values["state"]),
+            ReceiverState.from_values(values["state"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -25,10 +25,13 @@ _END_SECONDS = 10.0
 
 @dataclass
 class _Child:
+    """One receiver. ``end_by`` is set once it was asked to end; its successor waits for that."""
+
     config: object
     process: PlannerProcess | None = None
     deaths: int = 0
     begin_at: float = 0.0
+    end_by: float | None = None
 
 
 class WalChildren:
@@ -50,20 +53,21 @@ class WalChildren:
 
     def look(self, now: float) -> None:
         """Begin, end, and begin again; every two seconds."""
-        if now - self._looked < _LOOK_SECONDS:
+        ending = any(one.end_by is not None for one in self._children.values())
+        if now - self._looked < (0.0 if ending else _LOOK_SECONDS):
             return
         self._looked = now
         self._read_config()
         for name, config in self._wanted.items():
             self._children.setdefault(name, _Child(config))
         for name, child in list(self._children.items()):
-            if name not in self._wanted:
-                del self._children[name]
-                self._end_one(child)
+            if child.end_by is not None:
+                self._await_end(name, child, now)
+            elif name not in self._wanted:
+                self._ask_one(child, now)
                 self._say(f"The WAL of {name} is no longer archived by the service.")
             elif child.config != self._wanted[name]:
-                self._children[name] = _Child(self._wanted[name])
-                self._end_one(child)
+                self._ask_one(child, now)
                 self._say(f"The configuration of {name} has changed; its receiver of WAL is started again.")
             elif child.process is None:
                 if now >= child.begin_at:
@@ -127,11 +131,16 @@ class WalChildren:
         child.begin_at = now + pause
         self._say(f"The receiver of the WAL of {name} {cause}; it is started again in {pause:.0f} s.")
 
-    def _end_one(self, child: _Child) -> None:
-        if child.process is None:
-            return
-        child.process.ask()
-        deadline = time.monotonic() + _END_SECONDS
-        while child.process.runs and time.monotonic() < deadline:
-            time.sleep(0.05)
-        child.process.kill()
+    def _ask_one(self, child: _Child, now: float) -> None:
+        """Let one end; nobody waits for it here, for the service has others to look after, and its watchdog."""
+        child.end_by = now + _END_SECONDS
+        if child.process is not None:
+            child.process.ask()
+
+    def _await_end(self, name: str, child: _Child, now: float) -> None:
+        """Forget one that has ended; one that takes too long is killed."""
+        if child.process is not None:
+            if child.process.runs and now < (child.end_by or 0.0):
+                return
+            child.process.kill()
+        del self._children[name]

@@ -5,20 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from datamanager.app import wal_settings
 from datamanager.app.addresses import address_of
 from datamanager.app.context import Context
 from datamanager.app.opening import Unlocking, choose, opened
-from datamanager.app.wal import note_slot, slot_of, whose
+from datamanager.app.wal import drop_slots, note_slot, slot_of, whose
 from datamanager.app.wal_archive import check_system
-from datamanager.app.wal_beat import BEAT_SECONDS, Progress, WalBeat, WalFiles, write_wal_beat
+from datamanager.app.wal_beat import BEAT_SECONDS, WalBeat, WalFiles, read_wal_beat, write_wal_beat
+from datamanager.app.wal_looking import look_at_archive
 from datamanager.base.errors import Busy, DataManagerError
-from datamanager.base.events import Warned
+from datamanager.base.events import Touched, Warned
 from datamanager.base.pipeline import StopToken
+from datamanager.base.units import Lsn
 from datamanager.config.home import make_private_folder
-from datamanager.engine.wal.receive import ReceiveOptions, ReceiverState, receive_wal
+from datamanager.engine.recovery.windows import BackupPoint
+from datamanager.engine.wal.receive import ReceiveOptions, receive_wal
+from datamanager.engine.wal.state import ReceiverState
 from datamanager.postgres.wal.slot import receiver_name
 from datamanager.postgres.wal.watch import system_of
 from datamanager.repository.wal.archive import WalArchive
@@ -29,6 +33,8 @@ from datamanager.system.processes import this_process
 _MUTE_SECONDS = 300.0
 _LOCK_SECONDS, _SUPERVISED_LOCK_SECONDS = 1.0, 30.0
 _PUT_BACK_SECONDS = 5.0
+# A slot that nobody reads any more may stay for a while; looking reads every manifest.
+_FORMER_SECONDS, _FORMER_AGAIN_SECONDS = 10.0, 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +85,10 @@ class _Receiving:
         self._config = context.cluster(options.cluster)
         self._named = choose(context, options.repository, options.cluster)
         self._stack = contextlib.ExitStack()
-        self._progress = Progress()
+        self._progress = ReceiverState()
         self._heard = context.clock.elapsed()
         self._began = context.clock.now()
+        self._before = read_wal_beat(files.beat)  # of the receiver before this one
         self._slot = ""
         self._system: int | None = None
         self._ended = threading.Event()
@@ -92,7 +99,8 @@ class _Receiving:
         self._files.stop.unlink(missing_ok=True)
         with StopToken() as stop, self._stack:
             self._context = replace(self._outer, stop=stop)
-            helpers = [threading.Thread(target=one, daemon=True) for one in (self._beat, self._watch)]
+            beside = (self._beat, self._watch, self._drop_former)
+            helpers = [threading.Thread(target=one, daemon=True) for one in beside]
             if self._options.synchronous or self._config.wal_synchronous:
                 helpers.append(threading.Thread(target=self._synchronize, daemon=True))
             for helper in helpers:
@@ -125,6 +133,7 @@ class _Receiving:
                 self._config.wal_interval if interval is None else interval,
                 synchronous=self._options.synchronous or self._config.wal_synchronous,
                 new_history=self._options.new_history,
+                reached=self._reached_before(),
             ),
             self._context.stop,
             self._context.listener,
@@ -142,9 +151,16 @@ class _Receiving:
             self._system = system
         return WalArchive(repository, self._system)
 
+    def _reached_before(self) -> tuple[str, Lsn] | None:
+        """The line and the position that the last receiver had brought into this archive."""
+        before = self._before
+        if before is None or before.repository != self._named.title or not before.progress.line:
+            return None
+        return before.progress.line, before.progress.sealed
+
     def _heard_of(self, state: ReceiverState) -> None:
         self._heard = self._outer.clock.elapsed()
-        self._progress = Progress(**{one.name: getattr(state, one.name) for one in fields(Progress)})
+        self._progress = state
 
     # -- beside it -----------------------------------------------------------------------------------------------------
     def _beat(self) -> None:
@@ -196,6 +212,41 @@ class _Receiving:
             finally:
                 timer.cancel()
                 timer.join()
+
+    def _drop_former(self) -> None:
+        """Drop the slots of repositories that the archive went to before, once this one has taken their place."""
+        while not self._context.stop.wait(_FORMER_SECONDS):
+            if not (self._progress.caught_up and set(self._files.slot_names()) - {self._slot}):
+                continue
+            try:
+                if self._is_own() and self._takes_over():
+                    for one in drop_slots(self._context, self._options.cluster, but=self._slot):
+                        self._outer.listener(Touched(f"slot {one} on the server, of a former archive: dropped"))
+            except DataManagerError as error:
+                if not self._context.stop.stopping:
+                    self._outer.listener(Warned(f"a former slot stays on the server: {error.message}"))
+                    self._context.stop.wait(_FORMER_AGAIN_SECONDS)
+
+    def _is_own(self) -> bool:
+        """Whether the archive goes where the configuration says, and not elsewhere for once."""
+        return choose(self._context, None, self._options.cluster).config == self._named.config
+
+    def _takes_over(self) -> bool:
+        """Whether moments can be restored from it: a backup lies there, and the archive goes on from it."""
+        with opened(self._context, self._named, self._unlocking) as repository:
+            newest = max(
+                (
+                    one
+                    for one in repository.manifests()
+                    if (one.cluster, one.system_identifier) == (self._options.cluster, str(self._system))
+                ),
+                key=lambda one: one.sequence,
+                default=None,
+            )
+            if newest is None:
+                return False
+            seen = look_at_archive(repository, newest)
+        return seen.newest is not None and seen.gap_since is None and seen.end >= BackupPoint.of(newest).stop
 
     def _synchronize(self) -> None:
         """Let commits wait once there is somebody to wait for."""

@@ -10,8 +10,10 @@ from datetime import UTC, datetime
 from datamanager.app.addresses import address_of
 from datamanager.app.context import Context
 from datamanager.app.opening import Unlocking, choose, opened
+from datamanager.app.verdict_facts import LeftSlot
 from datamanager.app.wal_archive import lines_of
 from datamanager.app.wal_beat import WalBeat, WalFiles, read_wal_beat
+from datamanager.app.wal_looking import lost_words, slots_left
 from datamanager.base.errors import DataManagerError, NotFound
 from datamanager.base.units import Lsn
 from datamanager.engine.recovery.windows import BackupPoint, Gap, LineReach, Path, gaps, paths, windows
@@ -69,6 +71,9 @@ class ArchiveStatus:
         alive: a receiver runs; ``beat`` is what it said last, None for one that never ran here.
         watch: the server's side; None when it cannot be asked, for which ``server_error`` says why.
         newest: when the newest byte came; None for an archive that is empty, or cannot be read (``error``).
+        lost: how far the archive had come, where what is there now ends before; else empty.
+        slots_left: other slots on the server that were made for the cluster's archive, or its only one where nothing
+            runs.
     """
 
     cluster: str
@@ -82,6 +87,8 @@ class ArchiveStatus:
     gaps: tuple[MissingWal, ...]
     newest: datetime | None
     error: str
+    lost: str = ""
+    slots_left: tuple[LeftSlot, ...] = ()
 
 
 def status(context: Context, cluster: str, repository: str | None, unlocking: Unlocking) -> ArchiveStatus:
@@ -91,18 +98,21 @@ def status(context: Context, cluster: str, repository: str | None, unlocking: Un
     beat = read_wal_beat(WalFiles.of(context.home, cluster).beat)
     now = context.clock.now()
     alive = beat is not None and beat.alive(now)
+    names = WalFiles.of(context.home, cluster).slot_names()
     slot = config.wal_slot or (beat.slot if beat is not None else "")
     found, error = _Found(), ""
     try:
         with opened(context, named, unlocking) as one:
             slot = slot or slot_name(cluster, one.id)
             found = _look(one, cluster, beat)
+            if beat is not None and beat.repository == named.title:
+                found.lost = lost_words(beat.progress, found.ends, now)
     except DataManagerError as failure:
         context.stop.check()
         error = failure.message
     watch, server_error = None, ""
     try:
-        watch = watch_wal(address_of(config), slot, context.stop, context.executed)
+        watch = watch_wal(address_of(config), slot, context.stop, context.executed, names)
     except DataManagerError as failure:
         context.stop.check()
         server_error = failure.message
@@ -118,6 +128,8 @@ def status(context: Context, cluster: str, repository: str | None, unlocking: Un
         tuple(found.gaps),
         found.newest,
         error,
+        found.lost,
+        slots_left(watch, wanted=config.wal or alive),
     )
 
 
@@ -137,6 +149,8 @@ class _Found:
         self.windows: list[RestorableWindow] = []
         self.gaps: list[MissingWal] = []
         self.newest: datetime | None = None
+        self.ends: dict[str, int] = {}
+        self.lost = ""
 
 
 def _look(repository: Repository, cluster: str, beat: WalBeat | None) -> _Found:
@@ -151,6 +165,7 @@ def _look(repository: Repository, cluster: str, beat: WalBeat | None) -> _Found:
         own = [one for one in manifests if one.system_identifier == str(system)]
         found.windows += _windows(system, ways, own, times)
         found.gaps += _gaps(system, ways, own, times)
+        found.ends |= {one.id: max((int(each.end) for each in one.reach()), default=0) for one in lines}
         newest = [moment for one in lines if (moment := times.newest(one.id)) is not None]
         found.newest = max([*newest, *([found.newest] if found.newest else [])], default=None)
     return found

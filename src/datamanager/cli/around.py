@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -39,6 +40,8 @@ def around_options(body: Body) -> Body:
         hook_timeout: int,
         **parameters: Any,
     ) -> Outcome:
+        if not (stop_services or before or after or _holds(session.home.services)):
+            return body(session, **parameters)
         options = around.AroundOptions(stop_services, before, after, hook_timeout)
         facts = {fact: str(parameters.get(name) or "") for name, fact in _FACTS.items()}
         with around.around(session.context, options, session.run_id, facts, session.mask) as ending:
@@ -51,6 +54,16 @@ def around_options(body: Body) -> Body:
     for add in reversed(_OPTIONS):
         wrapped = add(wrapped)
     return wrapped
+
+
+def _holds(folder: Path) -> bool:
+    """Whether anything lies in a folder: where runs wrote nothing down, no service waits to be started again."""
+    try:
+        return any(folder.iterdir())
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
 
 
 _OPTIONS = (

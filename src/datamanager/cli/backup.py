@@ -128,8 +128,9 @@ def run(
         f"Backup {manifest.backup} of {cluster} is in {taken.repository.title}: "
         f"{format_size(manifest.total_bytes)} in {format_duration(result.seconds)}, "
         f"{format_size(result.stored)} of it newly stored.\n{backup_text.how_it_was_read(manifest)}"
-        f" {server_settings.remedy_for(cluster, manifest.reason)}".rstrip()
     )
+    if manifest.reason:
+        text = f"{text} {server_settings.remedy_for(cluster, manifest.reason)}".rstrip()
     data = {
         **backup_text.fields(manifest),
         "repository": taken.repository.title,

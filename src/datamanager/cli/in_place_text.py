@@ -72,7 +72,7 @@ def delta_fields(plan: in_place_delta.Planned) -> dict[str, Any]:
     return {
         "cluster": plan.cluster,
         "backup_id": delta.manifest.backup,
-        "moment": f"the end of backup {delta.manifest.backup}",
+        "moment": plan.record.moment,
         "data_directory": str(plan.record.places.data_directory),
         **_role_fields(plan),
         "steps": plan.lines(),
@@ -86,7 +86,7 @@ def delta_done(result: in_place_delta.Done) -> str:
     """What is in force now; there is no way back."""
     plan, delta = result.planned, result.result.result
     lines = [
-        f"{plan.cluster} was restored to the end of backup {plan.delta.manifest.backup}, and goes on as timeline "
+        f"{plan.cluster} was restored: {plan.record.moment}. It goes on as timeline "
         f"{result.result.timeline}. Nobody could connect for {format_duration(result.result.down_seconds)}."
     ]
     if delta is not None:

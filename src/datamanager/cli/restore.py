@@ -25,12 +25,14 @@ from datamanager.cli.restore_paused import drop, finish
 from datamanager.cli.verbs import CommandWithVerbs
 
 if TYPE_CHECKING:
-    from datamanager.app import moments, restores, started
+    from datamanager.app import moments, readiness, restores, started
     from datamanager.app.opening import Unlocking
-    from datamanager.cli import restore_text
+    from datamanager.cli import readiness_text, restore_text
     from datamanager.cli.session import Session
 else:
     moments = lazy("datamanager.app.moments")
+    readiness = lazy("datamanager.app.readiness")
+    readiness_text = lazy("datamanager.cli.readiness_text")
     restores = lazy("datamanager.app.restores")
     started = lazy("datamanager.app.started")
     restore_text = lazy("datamanager.cli.restore_text")
@@ -154,22 +156,26 @@ def command(
     target = for_file.refused(target)
     _refuse_contradictions(start=start, pause=pause, dry_run=dry_run)
     request = restores.Request(
-        backup, target, repository, cluster, _mapped(mappings), owner, any_platform, moment, pause, port
+        backup, target, repository, cluster, _mapped(mappings), owner, any_platform, moment, pause, port, start
     )
-    restored = restores.run(session.context, request, unlocking, dry_run=dry_run)
-    result = restored.result
-    data = {**restore_text.fields(restored, request), "dry_run": dry_run}
-    warnings = [*restored.plan.warnings, *restored.warnings]
-    if result is None:
-        return Outcome(restore_text.planned(restored, request), data, warnings)
-    text = restore_text.done(restored, result, request)
-    data |= restore_text.result_fields(restored, result)
-    warnings += result.warnings
+    if dry_run:
+        return _planned(session, request, unlocking)
+    restored = restores.run(session.context, request, unlocking)
+    text = restore_text.done(restored, request)
+    data = {**restore_text.fields(restored, request), "dry_run": False, **restore_text.result_fields(restored)}
     if start:
         running = started.start(session.context, restored, port)
         text += restore_text.server_sentences(running)
         data["server"] = restore_text.server_fields(running)
-    return Outcome(text, data, warnings)
+    return Outcome(text, data, restored.warnings)
+
+
+def _planned(session: Session, request: restores.Request, unlocking: Unlocking) -> Outcome:
+    found = restores.plan(session.context, request, unlocking)
+    if isinstance(found, readiness.NotReady):
+        return readiness_text.not_ready(found, dry_run=True)
+    data = {**restore_text.fields(found, request), "dry_run": True}
+    return readiness_text.planned(restore_text.planned(found, request), data, found.findings, found.warnings)
 
 
 def _refuse_contradictions(*, start: bool, pause: bool, dry_run: bool) -> None:

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from datamanager.app import foreign
     from datamanager.app.foreign import FileRestored
     from datamanager.app.opening import Unlocking
-    from datamanager.cli import restore_text
+    from datamanager.cli import readiness_text, restore_text
     from datamanager.cli.session import Session
 else:
     foreign = lazy("datamanager.app.foreign")
+    readiness_text = lazy("datamanager.cli.readiness_text")
     restore_text = lazy("datamanager.cli.restore_text")
 
 
@@ -146,13 +147,14 @@ def restore_file(
         given.create_roles,
         given.no_owner,
         given.keep_failed,
+        start_at is not None,
     )
     if start_at is not None and (dry_run or given.into is not None):
         raise UsageError("read options: --start needs a new directory to be restored", hint="Leave it out.")
     restored = foreign.run(session.context, request, dry_run=dry_run)
     data = {**_fields(restored), "dry_run": dry_run}
     if restored.result is None:
-        return Outcome(_planned(restored), data, restored.warnings)
+        return readiness_text.planned(_planned(restored), data, restored.findings, restored.warnings)
     text = _done(restored)
     if start_at is not None:
         running = foreign.start(session.context, restored, start_at)

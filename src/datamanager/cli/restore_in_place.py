@@ -16,17 +16,19 @@ from datamanager.cli.lazy import lazy
 from datamanager.cli.outcome import Outcome
 
 if TYPE_CHECKING:
-    from datamanager.app import in_place, in_place_cluster, in_place_delta
+    from datamanager.app import in_place, in_place_cluster, in_place_delta, readiness
     from datamanager.app.in_place_cluster import Around
     from datamanager.app.moments import Moment
     from datamanager.app.opening import Unlocking
-    from datamanager.cli import in_place_text
+    from datamanager.cli import in_place_text, readiness_text
     from datamanager.cli.session import Session
 else:
     in_place = lazy("datamanager.app.in_place")
     in_place_cluster = lazy("datamanager.app.in_place_cluster")
     in_place_delta = lazy("datamanager.app.in_place_delta")
     in_place_text = lazy("datamanager.cli.in_place_text")
+    readiness = lazy("datamanager.app.readiness")
+    readiness_text = lazy("datamanager.cli.readiness_text")
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def place_options(body: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--delta",
             is_flag=True,
-            help="With --in-place: write over the data what differs in the backup, where there is no room for both. No"
+            help="With --in-place: write over the data what differs at that moment, where there is no room for both. No"
             " way back.",
         ),
         click.option(
@@ -155,11 +157,13 @@ def restore_in_place(
     request = in_place.Request(
         name, backup, moment, repository, given.around(), not given.no_safety_backup, given.unreadable
     )
-    planned = in_place.plan(session.context, request, unlocking)
+    planned = in_place.plan(session.context, request, unlocking, finishing=not dry_run)
+    if isinstance(planned, readiness.NotReady):
+        return readiness_text.not_ready(planned, dry_run=dry_run)
     text = in_place_text.planned(planned, moment)
-    if dry_run:
-        data = {**in_place_text.planned_fields(planned, moment), "dry_run": True}
-        return Outcome(text, data, list(planned.warnings))
+    if dry_run or readiness.refusal(planned.findings) is not None:
+        data = {**in_place_text.planned_fields(planned, moment), "dry_run": dry_run}
+        return readiness_text.planned(text, data, planned.findings, planned.warnings)
     if given.confirm is None:
         session.console.say(text)
     _require_name(session, name, given.confirm, "Its data will be replaced, and kept beside the restored ones.")
@@ -179,16 +183,16 @@ def _restore_by_delta(
     *,
     dry_run: bool,
 ) -> Outcome:
-    if moment.is_given or given.unreadable:
+    if given.unreadable:
         raise UsageError(
-            "restore in place: --delta brings a backup's own end, of a cluster that can be told",
-            hint="Leave --delta out, or --to-time, --to-lsn, --to-name, --timeline and --unreadable.",
+            "restore in place: --delta is for a cluster that can be told", hint="Leave --delta or --unreadable out."
         )
-    request = in_place_delta.Request(name, backup, repository, given.around(), not given.no_safety_backup)
-    planned = in_place_delta.plan(session.context, request, unlocking)
+    request = in_place_delta.Request(name, backup, moment, repository, given.around(), not given.no_safety_backup)
+    planned = in_place_delta.plan(session.context, request, unlocking, read_wal=dry_run)
     text = in_place_text.delta_planned(planned)
-    if dry_run:
-        return Outcome(text, {**in_place_text.delta_fields(planned), "dry_run": True}, list(planned.warnings))
+    if dry_run or readiness.refusal(planned.findings) is not None:
+        data = {**in_place_text.delta_fields(planned), "dry_run": dry_run}
+        return readiness_text.planned(text, data, planned.findings, planned.warnings)
     if given.confirm is None:
         session.console.say(text)
     _require_name(session, name, given.confirm, "Its data will be overwritten, and there is no way back.")
@@ -269,15 +273,21 @@ def complete(
 ) -> Outcome:
     """Bring a restore in place, or its undo, to its end that was cut off: by a power cut, a crash, a kill.
 
-    Before the exchange of the data everything is put back, after it everything is completed.
+    Before the exchange of the data everything is put back, after it everything is completed, and what was restored is
+    backed up. Where `datamanager serve` runs, it does this by itself.
     """
     around = in_place_cluster.Around(data_directory, service, managed, float(drain))
-    finished = in_place.finish(session.context, cluster, around)
-    if finished is None:
+    ended = in_place.finish(session.context, cluster, around)
+    if ended is None:
         return Outcome(f"No restore of {cluster} is unfinished.", {"cluster": cluster, "finished": None})
+    finished, following = ended.finished, ended.following
     told = {"kind": finished.kind, "completed": finished.completed, "data_directory": str(finished.data_directory)}
     text = str(finished)
-    return Outcome(f"{text[:1].upper()}{text[1:]}.", {"cluster": cluster, "finished": told})
+    lines = [f"{text[:1].upper()}{text[1:]}."]
+    backup = following.result.manifest.backup if following is not None else None
+    if backup is not None:
+        lines.append(f"The restored cluster was backed up: {backup}.")
+    return Outcome("\n".join(lines), {"cluster": cluster, "finished": told, "following_backup_id": backup})
 
 
 @click.command("kept", cls=Command, examples=["datamanager restore kept office"])

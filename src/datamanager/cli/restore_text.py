@@ -14,7 +14,6 @@ from datamanager.engine.recovery.pause import Paused
 from datamanager.engine.recovery.plan import RecoveryPlan
 from datamanager.engine.recovery.workplace import Recovered
 from datamanager.engine.restore.plan import RestorePlan
-from datamanager.engine.restore.run import RestoreResult
 
 
 def planned(restored: Restored, request: Request) -> str:
@@ -39,9 +38,11 @@ def planned(restored: Restored, request: Request) -> str:
     return "\n".join(lines)
 
 
-def done(restored: Restored, result: RestoreResult, request: Request) -> str:
+def done(restored: Restored, request: Request) -> str:
     """What was restored, to which moment, and how to go on."""
-    manifest, recovery = restored.plan.manifest, restored.recovery
+    manifest, recovery, result = restored.plan.manifest, restored.recovery, restored.result
+    if result is None:
+        return planned(restored, request)
     text = (
         f"Backup {manifest.backup} ({manifest.label}) was restored to {result.target}: {result.files} files, "
         f"{format_size(result.bytes)} in {format_duration(result.seconds)}."
@@ -83,8 +84,11 @@ def fields(restored: Restored, request: Request) -> dict[str, Any]:
     }
 
 
-def result_fields(restored: Restored, result: RestoreResult) -> dict[str, Any]:
+def result_fields(restored: Restored) -> dict[str, Any]:
     """What a restore that was carried out adds."""
+    result = restored.result
+    if result is None:
+        return {}
     found: dict[str, Any] = {
         "files": result.files,
         "bytes": result.bytes,

@@ -45,7 +45,7 @@ else:
     metavar="SECONDS",
     help="How long running jobs may go on when the service is stopped; then they are cancelled.",
 )
-@click.option("--role", type=click.Choice(["planner", "services", "tell"]), hidden=True)
+@click.option("--role", type=click.Choice(["planner", "services", "restores", "tell"]), hidden=True)
 @click.option("--hung-after", type=click.FloatRange(5, 3600), default=60.0, hidden=True)
 @click.option("--settle", type=click.FloatRange(0, 3600), hidden=True)
 def command(
@@ -60,7 +60,8 @@ def command(
     """Run schedules and their jobs until stopped (Ctrl-C, SIGTERM).
 
     `datamanager service install` lets the operating system run it. Killed, it leaves nothing undone: the next one
-    starts the services that jobs had stopped, says which jobs were cut off, and catches up what was missed, once.
+    finishes restores in place that were cut off, starts the services that jobs had stopped, says which jobs were cut
+    off, and catches up what was missed, once.
     """
     options = supervisor.ServeOptions(account, metrics_port, grace, hung_after, settle)
 
@@ -79,6 +80,11 @@ def command(
         case "services":
             down = app.restore_services(session.context)
             return Outcome(f"{down} services do not run." if down else "", {"down": down})
+        case "restores":
+            said = app.finish_restores(session.context)
+            for text in said:
+                say(text)
+            return Outcome("", {"finished": len(said)})
         case "tell":
             return Outcome("", {}, warnings=app.tell(session.context))
         case _:

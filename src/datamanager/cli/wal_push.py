@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from datamanager.base.errors import DataManagerError
+from datamanager.cli import wal_push_call
 from datamanager.cli.command import Command, CommandEnded
-from datamanager.cli.lazy import lazy
-
-if TYPE_CHECKING:
-    from datamanager.app import wal_push
-    from datamanager.cli import output
-else:
-    output = lazy("datamanager.cli.output")
-    wal_push = lazy("datamanager.app.wal_push")
-
-# From 126 on PostgreSQL's archiver ends without counting a failure. Source: pgarch.c, field notes 4.8.
-_FIRST_FATAL = 126
-_FAILED = 1
 
 
 class _Push(Command):
@@ -29,28 +16,9 @@ class _Push(Command):
     def invoke(self, ctx: click.Context) -> None:
         """Raises: CommandEnded, always with less than 126."""
         given = ctx.params
-        json_lines = bool(given["json_lines"])
-        code = 0
-        try:
-            pushed = wal_push.push(given["path"], given["cluster"], given["repository"])
-            if json_lines:
-                values = {
-                    "exit_code": 0,
-                    "file": pushed.name,
-                    "line": pushed.line or None,
-                    "bytes": pushed.stored_bytes,
-                }
-                output.report_result(values)
-        except DataManagerError as error:
-            code = error.exit_code
-            output.report_error(error, json_lines=json_lines)
-        except KeyboardInterrupt:
-            code = _FAILED
-        except Exception as error:  # noqa: BLE001 - whatever it is, the archiver must try again and count it
-            code = _FAILED
-            failure = DataManagerError(f"push WAL: unexpected {type(error).__name__}: {error}".split("\n", 1)[0])
-            output.report_error(failure, json_lines=json_lines)
-        raise CommandEnded(code if code < _FIRST_FATAL else _FAILED)
+        raise CommandEnded(
+            wal_push_call.push(given["path"], given["cluster"], given["repository"], bool(given["json_lines"]))
+        )
 
 
 @click.command(

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from datamanager.app.past_words import when
+from datamanager.app.verdict_facts import LeftSlot
 from datamanager.app.wal_status import ArchiveStatus, MissingWal, RestorableWindow
 from datamanager.base.units import format_duration, format_size
 from datamanager.postgres.wal.slot import SlotState
@@ -29,7 +30,11 @@ def status_lines(one: ArchiveStatus, now: datetime) -> list[str]:
         )
     if one.newest is not None:
         lines.append(f"  The newest byte is {_age(one.newest, now)} old.")
-    lines.append(f"  {_slot(one)}")
+    if one.lost:
+        lines.append(f"  The archive had reached {one.lost}: what was there is gone.")
+    if not any(one.watch and one.watch.slot and each.name == one.watch.slot.name for each in one.slots_left):
+        lines.append(f"  {_slot(one)}")
+    lines += [f"  {_left(one, each)}" for each in one.slots_left]
     if one.watch is not None and one.watch.waiting:
         lines.append(
             f"  {one.watch.waiting} commits wait for a synchronous standby ({one.watch.synchronous_standbys})."
@@ -80,6 +85,13 @@ def _slot(one: ArchiveStatus) -> str:
     return f"Slot {slot.name} is {use} and keeps {format_size(slot.retained)}{of} on the server."
 
 
+def _left(one: ArchiveStatus, slot: LeftSlot) -> str:
+    keeps = f"Slot {slot.name} keeps {format_size(slot.retained_bytes)} on the server"
+    if slot.wanted:
+        return f"{keeps} for a former location; it is dropped once a backup lies in this one."
+    return f"{keeps}, and nobody reads it: `datamanager wal stop {one.cluster} --drop-slot` drops it."
+
+
 def gap_lines(one: ArchiveStatus, now: datetime) -> list[str]:
     """What people read of one cluster's gaps."""
     if one.error:
@@ -121,6 +133,8 @@ def status_fields(one: ArchiveStatus, now: datetime) -> dict[str, Any]:
         "windows": [_window_fields(window) for window in _sorted(one)],
         "gaps": len(one.gaps),
         "slot": None if watch is None or watch.slot is None else _slot_fields(watch.slot),
+        "slots_left": [{"name": each.name, "retained_bytes": each.retained_bytes} for each in one.slots_left],
+        "lost": one.lost or None,
         "slot_limit_bytes": None if watch is None else watch.limit,
         "synchronous": bool(beat is not None and watch is not None and watch.waits_for(beat.application_name)),
         "commits_waiting": None if watch is None else watch.waiting,

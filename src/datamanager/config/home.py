@@ -1,7 +1,7 @@
 """Where this program keeps its own files.
 
     config folder   config.toml, keys/NAME.key
-    state folder    logs/, runs/, services/, drills/, scratch/, wal/, state.sqlite, planner.json
+    state folder    logs/, runs/, services/, drills/, scratch/, wal/, in-place/, state.sqlite, planner.json
 
 ``DATAMANAGER_HOME`` wins and is both; else the home that every account finds, ``/etc/datamanager`` with
 ``/var/lib/datamanager`` (on Windows ``config`` and ``state`` below ``DataManager`` of ProgramData), where the first
@@ -14,10 +14,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import platformdirs
+from typing import TYPE_CHECKING
 
 from datamanager.base.errors import ConfigurationError
+from datamanager.base.lazy import lazy
+
+if TYPE_CHECKING:
+    import platformdirs
+else:
+    platformdirs = lazy("platformdirs")
 
 VARIABLE = "DATAMANAGER_HOME"
 

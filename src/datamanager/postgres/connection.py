@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import selectors
 import socket
 import sys
@@ -18,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import psycopg
 from psycopg import pq, sql
@@ -366,11 +367,20 @@ def _set_verbosity(pgconn: PGconn, verbosity: int) -> None:
     libpq keeps no result of a refused connection, and psycopg does not expose PQsetErrorVerbosity; its compiled module
     resolves it from the libpq that it is linked with. Where that is not so, the text is read without a code.
     """
-    path = getattr(sys.modules.get(pq.PGconn.__module__), "__file__", None) or ""
     pointer = getattr(pgconn, "pgconn_ptr", None)
-    if pointer is None or path.endswith(".py"):
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        function = ctypes.CDLL(path).PQsetErrorVerbosity
-        function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_int], ctypes.c_int
+    function = _verbosity_setter()
+    if pointer is not None and function is not None:
         function(pointer, verbosity)
+
+
+@functools.cache
+def _verbosity_setter() -> Callable[[int, int], int] | None:
+    path = getattr(sys.modules.get(pq.PGconn.__module__), "__file__", None) or ""
+    if path.endswith(".py"):
+        return None
+    try:
+        function = ctypes.CDLL(path).PQsetErrorVerbosity
+    except (OSError, AttributeError):
+        return None
+    function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_int], ctypes.c_int
+    return cast("Callable[[int, int], int]", function)

@@ -82,13 +82,13 @@ def collect_facts(
         except DataManagerError:
             raise denied from None
     with connection:
-        reader = queries.Reader(connection, stop, on_sql)
-        with server_errors("read server facts"):
-            reader.prepare()
-            facts = _cluster(reader)
-        collector = _Collector(reader, warnings)
-        facts = _guarded(facts, collector)
-        facts = _lists(facts, collector, fingerprint_key)
+        with queries.Reader(connection, stop, on_sql) as reader:
+            with server_errors("read server facts"):
+                reader.prepare()
+                facts = _cluster(reader)
+            collector = _Collector(reader, warnings)
+            facts = _guarded(facts, collector)
+            facts = _lists(facts, collector, fingerprint_key)
         databases = _look_into_all(address, stop, on_sql, collector.databases(), warnings)
     return replace(facts, databases=databases, warnings=tuple(warnings)).bounded()
 
@@ -286,8 +286,10 @@ def _look_into(
     warnings: list[str],
 ) -> DatabaseFact:
     try:
-        with connect(address, stop=stop, database=name) as connection:
-            reader = queries.Reader(connection, stop, on_sql)
+        with (
+            connect(address, stop=stop, database=name) as connection,
+            queries.Reader(connection, stop, on_sql) as reader,
+        ):
             reader.prepare()
             return replace(
                 fact,

@@ -8,11 +8,11 @@ and pg_replication_slots.
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import psutil
 import psycopg
 
 from datamanager.base.errors import DataManagerError, NotFound, ServerUnfit
@@ -164,7 +164,7 @@ class BackupMonitor:
             rooms.append(WalRoom(kept, max(0, int(str(safe))), "max_slot_wal_keep_size"))
         if self._data_directory:
             try:
-                free = psutil.disk_usage(f"{self._data_directory}/pg_wal").free
+                free = shutil.disk_usage(f"{self._data_directory}/pg_wal").free
                 rooms.append(WalRoom(kept, free, "the server's WAL volume"))
             except OSError:
                 pass  # not on this host, or not for this account to see

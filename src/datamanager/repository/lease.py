@@ -14,16 +14,22 @@ import os
 import secrets
 import socket
 import threading
-import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from datamanager.base.clock import Clock
 from datamanager.base.errors import Busy, DataManagerError, IntegrityError, ObjectMissing, StoreError
+from datamanager.base.lazy import lazy
 from datamanager.repository.format import canonical_json
 from datamanager.storage.base import StoredObject
 from datamanager.system.processes import boot_id, has_ended
+
+if TYPE_CHECKING:
+    import uuid
+else:
+    uuid = lazy("uuid")
 
 RENEW_SECONDS = 300.0
 ABORT_SECONDS = 900.0  # a writer that could not renew for so long must not commit: two misses and a margin

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from datamanager.base.clock import Clock
 from datamanager.base.errors import DataManagerError, IntegrityError, NotFound, ObjectMissing
+from datamanager.base.lazy import lazy
 from datamanager.base.pipeline import StopToken
 from datamanager.repository import access
 from datamanager.repository.format import (
@@ -27,18 +28,21 @@ from datamanager.repository.format import (
 from datamanager.repository.keys import Ring, SlotSecret
 from datamanager.repository.lease import Lease, LeaseRecord
 from datamanager.repository.leases import Leases
-from datamanager.repository.manifest import LayerReference, Manifest
 from datamanager.repository.mark import DELETED, PIN, UNDELETED, UNPIN, Mark, backup_of, standing
 from datamanager.repository.objects import UNREADABLE, OpenPack, SealedStore, worst
 from datamanager.repository.packs.places import PackPlaces
 from datamanager.storage.base import Storage
 
-if TYPE_CHECKING:  # with numpy, which ``wal push`` does without; see ``objects.py``
+if TYPE_CHECKING:  # ``wal push`` does without these, and without numpy; see ``objects.py``
+    from datamanager.repository import manifest as manifest_format
     from datamanager.repository.layers.contents import Contents
     from datamanager.repository.layers.reader import LayerReader
+    from datamanager.repository.manifest import LayerReference, Manifest
+else:
+    manifest_format = lazy("datamanager.repository.manifest")
 
 _CACHED_META_CHUNKS = 64  # 16 MiB
-_CACHED_MANIFESTS = 100  # about 50 KB each as objects
+_CACHED_MANIFESTS = 1000  # about 50 KB each as objects; a backup goes through all of them three times
 
 
 class Repository:
@@ -130,7 +134,7 @@ class Repository:
             plain, sealed = self.objects.get_small(Kind.MANIFEST, name, manifest_keys(backup))
         except ObjectMissing as error:
             raise NotFound(f"find backup: {backup} is not in this repository") from error
-        manifest = Manifest.from_json(plain, name)
+        manifest = manifest_format.Manifest.from_json(plain, name)
         if manifest.backup != backup:
             raise IntegrityError(f"read {name}: holds another backup")
         return manifest, hashlib.sha256(sealed).hexdigest()

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 
-import psutil
-
-if sys.platform != "win32":
+if sys.platform == "win32":
+    import psutil
+else:
     import pwd
 
 
 def account_name() -> str:
     """The account that runs this; its number where it has no name."""
+    if sys.platform == "win32":
+        try:
+            return psutil.Process().username()
+        except psutil.Error:
+            return "unknown account"
     try:
-        return psutil.Process().username()
-    except (psutil.Error, KeyError):
-        return "unknown account"
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def who() -> str:

@@ -16,9 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
-import psutil
+from datamanager.base.lazy import lazy
+
+if TYPE_CHECKING:
+    import psutil
+else:
+    psutil = lazy("psutil")  # on Linux only processes that are ended need it
 
 # Starts are kept in hundredths of a second, and a float that went through JSON comes back as it was.
 _SAME_START_SECONDS = 0.02
@@ -70,7 +75,7 @@ def has_ended(pid: int) -> bool:
     """Whether no process has that number, or only one that ended and was not waited for; False where nobody tells."""
     try:
         return _ended(pid)
-    except psutil.NoSuchProcess:
+    except (FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess):
         return not _hidden(pid)
     except (psutil.Error, OSError):
         return False
@@ -111,13 +116,20 @@ def ancestors() -> list[ProcessIdentity]:
 def _started(pid: int) -> float:
     """Raises: OSError, psutil.Error. Source: proc_pid_stat(5), field 22, counted behind the name's last parenthesis."""
     if sys.platform == "linux":
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return int(_stat(pid)[19]) / os.sysconf("SC_CLK_TCK")
     return psutil.Process(pid).create_time()
 
 
 def _ended(pid: int) -> bool:
+    """Raises: OSError, psutil.Error. Source: proc_pid_stat(5), field 3."""
+    if sys.platform == "linux":
+        return _stat(pid)[0] in (b"Z", b"X", b"x")
     return psutil.Process(pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+
+
+def _stat(pid: int) -> list[bytes]:
+    """The fields behind a process's name. Raises: OSError; the process may be gone, or hidden from this account."""
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
 
 
 def _hidden(pid: int) -> bool:

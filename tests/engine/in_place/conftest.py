@@ -20,6 +20,7 @@ from datamanager.engine.in_place.plan import InPlaceOptions, InPlacePlan, plan_i
 from datamanager.engine.in_place.prepare import FromBackup, Preparation
 from datamanager.engine.in_place.run import known_histories
 from datamanager.engine.in_place.undo import UndoOptions, UndoPlan, plan_undo
+from datamanager.engine.recovery.replay import own_end
 from datamanager.postgres.connection import ServerAddress
 from datamanager.repository.manifest import Manifest
 from tests.conftest import NewServer
@@ -87,12 +88,13 @@ class Production:
             "owner": owner(),
             "within": frozenset() if plan is None else plan.within,
             "histories": {} if plan is None else known_histories(plan),
-            "limit_seconds": 60.0,
             **more,
         }
         programs = programs_of(self.server.version, self.server.major)
         how = Preparation(account(), programs, **values)  # type: ignore[arg-type]
-        return FromBackup(self.works.reopened(), self.manifest, how, self.works.stop, listener)
+        return FromBackup(
+            self.works.reopened(), self.manifest, own_end(self.manifest, {}), how, self.works.stop, listener
+        )
 
     def make_golden(self) -> None:
         """Prepare once; ``Copied`` makes more of it in no time."""

@@ -11,7 +11,13 @@ import pytest
 
 from datamanager.base.errors import IntegrityError, NotFound, ServerMismatch, TargetTooSmall, TargetUnfit
 from datamanager.base.pipeline import StopToken
-from datamanager.engine.in_place.configuration import announce_history, carry_over, configuration_of, copy_label
+from datamanager.engine.in_place.configuration import (
+    announce_history,
+    carry_over,
+    configuration_of,
+    copy_configuration,
+    copy_label,
+)
 from datamanager.engine.in_place.kept import list_kept, remove_tree
 from datamanager.engine.in_place.plan import InPlaceOptions, plan_in_place
 from datamanager.engine.in_place.run import run_in_place
@@ -115,6 +121,17 @@ def test_the_configuration_of_now_stays_and_that_of_the_backup_is_kept(tmp_path:
     assert (kept / "server.key").read_text() == "of then"
     assert (then / "base" / "1").read_text() == (then / "orioledb_data" / "1").read_text() == "of then"
     assert carry_over(now, then, kept, None) == []
+
+
+def test_what_a_killed_copy_of_the_configuration_left_is_gone_after_the_next(tmp_path: Path) -> None:
+    """It may be of a mode that keeps the server from reading it, and then no base backup succeeds any more."""
+    saved, data = tmp_path / "saved", tmp_path / "data"
+    for root in (saved, data):
+        root.mkdir()
+    (saved / "pg_hba.conf").write_text("kept")
+    (data / ".pg_hba.conf.0381b260.tmp").touch(mode=0)
+    copy_configuration(saved, data, ["pg_hba.conf"], None)
+    assert [one.name for one in data.iterdir()] == ["pg_hba.conf"]
 
 
 def test_the_history_of_the_new_timeline_is_left_for_the_archive(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from datamanager.base.errors import Cancelled, ServerDidNotStart
 from datamanager.base.pipeline import StopToken
 from datamanager.engine.in_place.kept import forget_kept, list_kept
-from datamanager.engine.in_place.roles import Roles, read_all_roles, role_changes
+from datamanager.engine.in_place.roles import read_all_roles, role_changes
 from datamanager.engine.in_place.run import run_in_place
 from datamanager.engine.in_place.undo import run_undo
 from datamanager.postgres.connection import ServerAddress
@@ -43,13 +43,11 @@ def test_a_restore_in_place_can_be_undone_and_the_undo_undone(
     server.hba_first("# of now")
     locations = dict(server.sql("select spcname, pg_tablespace_location(oid) from pg_tablespace where oid > 16000"))
     now = read_all_roles(one.address, KEY, stop)
-    then: list[Roles] = []
     plan = one.plan()
     assert any("standby" in line for line in plan.lines())
-    prepare = one.from_backup(plan, look=lambda address: then.append(read_all_roles(address, KEY, stop)))
-    result = run_in_place(plan, prepare, stop, Heard(), address=one.address)
+    result = run_in_place(plan, one.from_backup(plan), stop, Heard(), address=one.address)
     assert one.rows() == BEFORE
-    assert [str(change) for change in role_changes(now, then[0])] == [
+    assert [str(change) for change in role_changes(now, read_all_roles(one.address, KEY, stop))] == [
         "kept: will not exist any more",
         "newer: will not exist any more",
     ]
@@ -143,7 +141,14 @@ def test_cancelling_before_the_exchange_leaves_production_untouched(
 
 
 @pytest.mark.pg("18")
-@pytest.mark.parametrize("lost", ["global/pg_filenode.map", "pg_wal"])
+@pytest.mark.parametrize(
+    "lost",
+    [
+        # It starts and lets nobody in, which is looked at for a minute.
+        pytest.param("global/pg_filenode.map", marks=pytest.mark.slow),
+        "pg_wal",
+    ],
+)
 def test_a_server_that_does_not_start_or_answer_on_the_new_data_gets_its_own_back(
     production: Callable[..., Production], stop: StopToken, lost: str
 ) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import cast
 
 from datamanager.base.units import Lsn
-from datamanager.engine.recovery.run import MomentRestored, RecoveryOptions, Replay, restore_to_moment
+from datamanager.engine.recovery.replay import Replay
+from datamanager.engine.recovery.run import MomentRestored, RecoveryOptions, restore_to_moment
 from datamanager.postgres.wal.history import TimelineHistory
 from datamanager.postgres.wal.names import history_name, segment_name, segment_start
 from datamanager.postgres.wal.records import Record, walk

@@ -17,7 +17,7 @@ from datamanager.base.events import Event, Progress
 from datamanager.base.pipeline import StopToken
 from datamanager.base.units import Lsn
 from datamanager.engine.recovery.pause import Paused, drop_paused, finish_paused
-from datamanager.engine.recovery.run import Replay
+from datamanager.engine.recovery.replay import Replay
 from datamanager.postgres.control_file import parse_control_bytes, read_control_bytes
 from datamanager.postgres.wal.names import segment_start
 from datamanager.repository.format import WAL_FOLDER, folders

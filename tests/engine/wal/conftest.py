@@ -16,7 +16,8 @@ from datamanager.base.clock import SystemClock
 from datamanager.base.errors import DataManagerError
 from datamanager.base.pipeline import StopToken
 from datamanager.base.units import Lsn
-from datamanager.engine.wal.receive import ReceiveOptions, ReceiverState, receive_wal
+from datamanager.engine.wal.receive import ReceiveOptions, receive_wal
+from datamanager.engine.wal.state import ReceiverState
 from datamanager.postgres.connection import ServerAddress
 from datamanager.postgres.wal.names import SEGMENT, segment_place
 from datamanager.postgres.wal.slot import SlotKeeper

@@ -13,7 +13,8 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from datamanager.base.files import sync_directory, write_durably
+from datamanager.base.files import remove_leftovers, sync_directory, write_durably
+from datamanager.engine.recovery.segments import TAKEN
 from datamanager.postgres.conf_syntax import Include, hba_includes, settings_of
 from datamanager.postgres.wal.names import HISTORY_FILE, history_name
 
@@ -26,8 +27,6 @@ _SETTINGS = ("postgresql.conf", "postgresql.auto.conf")
 _RULES = ("pg_hba.conf", "pg_ident.conf")
 # Configuration is small; what is larger is somebody's data, which stays with the old directory.
 MOST_BYTES = 4 << 20
-# Stands for the history of a timeline whose own is not known: a promoted server takes the first number without one.
-TAKEN = b"# taken\n"
 _DEPTH = 10
 
 
@@ -82,7 +81,7 @@ def carry_over(current: Path, target: Path, replaced: Path, owner: tuple[int, in
                 continue
             _keep(place, replaced / name, replaced, owner)
         _folders(target, place.parent, owner)
-        write_durably(place, data, mode=status.st_mode & 0o7777)
+        write_durably(place, data, mode=status.st_mode & 0o7777, owner=status.st_uid)
         if hasattr(os, "chown"):
             os.chown(place, status.st_uid, status.st_gid)
         changed.append(name)
@@ -92,16 +91,19 @@ def carry_over(current: Path, target: Path, replaced: Path, owner: tuple[int, in
 def copy_configuration(source: Path, target: Path, names: Iterable[str], owner: tuple[int, int] | None) -> None:
     """Copy such files as they are, durably: owner and mode, links as links. Raises: OSError.
 
+    What a copy that was killed left beside them goes: a server that cannot read a file cannot be backed up.
+
     Args: owner - (uid, gid) of new folders, or None.
     """
     for name in names:
         one, place = source / name, target / name
         _folders(target, place.parent, owner)
+        remove_leftovers(place)
         if one.is_symlink():
             _link(one, place)
             continue
         status = one.stat()
-        write_durably(place, one.read_bytes(), mode=status.st_mode & 0o7777)
+        write_durably(place, one.read_bytes(), mode=status.st_mode & 0o7777, owner=status.st_uid)
         if hasattr(os, "chown"):
             os.chown(place, status.st_uid, status.st_gid)
 

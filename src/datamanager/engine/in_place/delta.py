@@ -2,11 +2,13 @@
 
     STOPPING    the server is being stopped, its configuration saved; nothing was changed
     CHANGING    engine/restore/delta.py writes what differs, then the backup is recovered and promoted. The directory
-                does not start by itself: pg_control is away, later recovery.signal is there and postgresql.conf is not
+                does not start by itself: pg_control is away; later postgresql.auto.conf keeps everybody out, wherever
+                the configuration lies
     RECOVERED   a whole cluster on a timeline of its own; the configuration comes back, the server starts
 
-Each is written down beside the data directory before it begins, so a second run of the command goes on; it needs the
-configuration, which lies beside as well, and the repository again. Source: PostgreSQL decisions 11 and 12.
+Each is written down beside the data directory before it begins, so a second run of the command goes on, or one for
+another moment in its place; it needs the configuration, which lies beside as well, and the repository again.
+Source: PostgreSQL decisions 11 and 12.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import enum
 import json
 import os
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +25,7 @@ from typing import Any
 
 from datamanager.base.errors import Busy, DataManagerError, IntegrityError, RestoreRefused, TargetUnfit
 from datamanager.base.events import Executed, Listener, PhaseStarted, Touched, Warned
-from datamanager.base.files import sync_folder, write_durably
+from datamanager.base.files import remove_leftovers, sync_folder, write_durably
 from datamanager.base.pipeline import StopToken
 from datamanager.engine.in_place.act import alone, wait_until_stopped
 from datamanager.engine.in_place.configuration import announce_history, configuration_of, copy_configuration
@@ -31,6 +34,7 @@ from datamanager.engine.in_place.kept import control_of_directory, read_own, rem
 from datamanager.engine.in_place.places import Places
 from datamanager.engine.in_place.recovery import Finished
 from datamanager.engine.restore.delta import DeltaResult
+from datamanager.engine.restore.delta_target import drop_journal as drop_unfinished
 from datamanager.engine.restore.delta_target import read_journal as read_unfinished
 from datamanager.postgres.control_file import STOPPED
 from datamanager.postgres.postmaster import postmaster_of
@@ -38,9 +42,14 @@ from datamanager.postgres.server_control import ServerControl, control_of
 from datamanager.system.processes import ProcessIdentity, end_tree, this_process
 from datamanager.system.services import ServiceManager
 
-_FORMAT = 1
+_FORMAT = 2
 _CLONE_SECONDS = 5.0
-AGAIN = "Run the same command again: it goes on, and until then the data directory does not start."
+_SETTINGS, _LOCK = "postgresql.conf", "postgresql.auto.conf"
+_AGAIN = "Run the same command again: it goes on, and until then the data directory does not start."
+
+
+# Writes what differs. Told what to call before the directory can start, and what once it can.
+Write = Callable[[Callable[[Path], None], Callable[[Path], None]], DeltaResult]
 
 
 class Phase(enum.StrEnum):
@@ -54,7 +63,10 @@ class Record:
     """One delta restore in place.
 
     Args:
-        cluster, backup: what is restored; only the same may go on.
+        cluster, backup: what is restored.
+        words: of the command, after ``restore``; the same goes on.
+        moment: where it ends, for people.
+        replay: the WAL that is replayed onto the backup (``replay_to_json``); None for the backup's own end.
         control: how the server is stopped and started (ServerControl.record); running - whether it ran.
         histories: of the timelines that somebody has begun, by file name.
         configuration: the files that were saved, see ``configuration_of``.
@@ -66,6 +78,9 @@ class Record:
     places: Places
     cluster: str
     backup: str
+    words: tuple[str, ...]
+    moment: str
+    replay: Mapping[str, Any] | None
     control: Mapping[str, Any]
     running: bool
     start_seconds: float
@@ -76,6 +91,17 @@ class Record:
     def saved(self) -> Path:
         """Takes the configuration."""
         return self.places.configuration(self.identity)
+
+    @property
+    def wal(self) -> Path:
+        """Takes WAL on its way into the recovery."""
+        return self.places.wal(self.identity)
+
+    @property
+    def command(self) -> str:
+        """What goes on with it."""
+        options = ("--cluster", self.cluster, "--in-place", "--delta", "--confirm", self.cluster)
+        return shlex.join(("datamanager", "restore", *self.words, *options))
 
     @property
     def taken(self) -> set[int]:
@@ -92,6 +118,9 @@ class Record:
             "whole": self.places.whole,
             "cluster": self.cluster,
             "backup": self.backup,
+            "words": list(self.words),
+            "moment": self.moment,
+            "replay": None if self.replay is None else dict(self.replay),
             "control": dict(self.control),
             "running": self.running,
             "start_seconds": self.start_seconds,
@@ -119,6 +148,9 @@ def find_record(data_directory: Path) -> Record | None:
             Places(Path(value["data_directory"]), bool(value["whole"])),
             str(value["cluster"]),
             str(value["backup"]),
+            tuple(str(one) for one in value["words"]),
+            str(value["moment"]),
+            value["replay"],
             value["control"],
             bool(value["running"]),
             float(value["start_seconds"]),
@@ -148,8 +180,8 @@ class DeltaInPlace:
     """Carries out a delta restore in place, or goes on with one. One thread.
 
     Args:
-        write: writes what differs; told what to call before the directory can start (``apply_delta``).
-        recover: promotes and stops the restored directory, away from everything (``FromBackup.recover``).
+        write: writes what differs; told what to call before the directory can start, and then (``apply_delta``).
+        recover: promotes and stops the restored directory, away from everything (engine/recovery/run.py).
         answers: raises ServerError when the started server is not the one that is wanted.
     """
 
@@ -158,7 +190,7 @@ class DeltaInPlace:
         record: Record,
         listener: Listener,
         *,
-        write: Callable[[Callable[[Path], None]], DeltaResult],
+        write: Write,
         recover: Callable[[Path], None],
         answers: Callable[[], None] = lambda: None,
         manager: ServiceManager | None = None,
@@ -233,22 +265,20 @@ class DeltaInPlace:
             wait_until_stopped(self._root)
         fresh = self._is_untouched()
         try:
-            result = self._write(self._keep_from_starting)
+            return self._write(self._keep_from_starting, self._recover_and_note)
         except BaseException:
             if fresh and self._is_untouched():
                 self._abandon_quietly()
             raise
+
+    def _recover_and_note(self, root: Path) -> None:
         try:
-            self._recover(self._root)
-            self._check()
-        except DataManagerError as error:
-            error.hint = f"{error.hint} {AGAIN}".strip()
+            self._recover(root)
+        except (IntegrityError, TargetUnfit) as error:
+            error.hint = ""  # what a recovery says of its new directory, that it can be deleted, is not for this one
             raise
-        except OSError as error:
-            why = (error.strerror or "cannot be written").lower()
-            raise TargetUnfit(f"recover backup: {error.filename or self._root}: {why}", hint=AGAIN) from error
+        self._check()
         self._note(replace(self._record, phase=Phase.RECOVERED))
-        return result
 
     def _is_untouched(self) -> bool:
         """Whether the directory is as the server left it."""
@@ -259,13 +289,24 @@ class DeltaInPlace:
         )  # fmt: skip
 
     def _keep_from_starting(self, root: Path) -> None:
-        """Until it is recovered: what the server's own configuration would do to it is not what is wanted."""
-        for name in ("postgresql.conf", "postgresql.auto.conf"):
-            (root / name).unlink(missing_ok=True)
+        """Until it is recovered: what the server's own configuration would do to it is not what is wanted.
+
+        A postgresql.conf elsewhere may tell of another archive, and promotion takes recovery.signal away. But
+        postgresql.auto.conf beats every other file, and no server starts without its rules of who may connect: the
+        recovery's own are on its command line.
+        """
+        (root / _SETTINGS).unlink(missing_ok=True)
         status = root.stat()
-        write_durably(root / "recovery.signal", b"", mode=0o600)
-        if hasattr(os, "chown"):
-            os.chown(root / "recovery.signal", status.st_uid, status.st_gid)
+        for name, data in ((_LOCK, self._lock().encode()), ("recovery.signal", b"")):
+            write_durably(root / name, data, mode=0o600)
+            if hasattr(os, "chown"):
+                os.chown(root / name, status.st_uid, status.st_gid)
+
+    def _lock(self) -> str:
+        said = self._record.command.replace("\n", " ")
+        return (
+            f"# A restore of this directory was cut off. Go on with it: {said}\nhba_file = 'unfinished-delta-restore'\n"
+        )
 
     def _check(self) -> None:
         """Raises: IntegrityError."""
@@ -280,12 +321,18 @@ class DeltaInPlace:
         record = self._record
         control = control_of_directory(self._root)
         if control is None:
-            raise IntegrityError(f"restore backup: {self._root} has no control file", hint=AGAIN)
+            raise IntegrityError(f"restore backup: {self._root} has no control file", hint=_AGAIN)
         if postmaster_of(self._root) is None:
             self._listener(PhaseStarted("keeping the configuration"))
             status = self._root.stat()
             owner = (status.st_uid, status.st_gid) if os.name != "nt" else None
+            for name in {_SETTINGS, _LOCK, *record.configuration}:
+                if (self._root / name).parent.is_dir():
+                    remove_leftovers(self._root / name)  # of a run that was killed: no base backup passes over them
+                if name not in record.configuration:
+                    (self._root / name).unlink(missing_ok=True)
             copy_configuration(record.saved, self._root, record.configuration, owner)
+            drop_unfinished(self._root)
             announce_history(self._root, control.timeline, owner)
         self._listener(PhaseStarted("starting the server"))
         self._control.unmask(self._tell)
@@ -305,6 +352,7 @@ class DeltaInPlace:
         self._record.places.delta.unlink(missing_ok=True)
         sync_folder(self._record.places.delta.parent)
         remove_tree(self._record.saved)
+        remove_tree(self._record.wal)
 
 
 def finish_delta(data_directory: Path, listener: Listener, *, manager: ServiceManager | None = None) -> Finished | None:
@@ -332,19 +380,23 @@ def require_not_halfway(record: Record) -> None:
     if record.phase is Phase.CHANGING:
         raise TargetUnfit(
             f"restore in place: backup {record.backup} is half written over {record.places.data_directory}",
-            hint=f"Run `datamanager restore {record.backup} --cluster {record.cluster} --in-place --delta --confirm "
-            f"{record.cluster}`: it goes on where it ended.",
+            hint=f"Run `{record.command}`: it goes on where it ended.",
         )
 
 
-def require_same(record: Record, cluster: str, backup: str) -> None:
-    """Raises: RestoreRefused, when another restore is unfinished."""
-    if (record.cluster, record.backup) != (cluster, backup):
-        require_not_halfway(record)
-        raise RestoreRefused(
-            f"restore in place: a delta restore of {record.backup} is not complete",
-            hint=f"Run `datamanager restore complete {record.cluster}` first.",
-        )
+def require_fits(record: Record, cluster: str, words: tuple[str, ...]) -> bool:
+    """Whether a command is the one that was cut off. Another may take its place where nothing whole is left.
+
+    Raises: RestoreRefused, when that one is to be ended first.
+    """
+    if (record.cluster, record.words) == (cluster, words):
+        return True
+    if record.cluster == cluster and record.phase is Phase.CHANGING:
+        return False
+    raise RestoreRefused(
+        f"restore in place: a delta restore of {record.backup} is not complete",
+        hint=f"Run `datamanager restore complete {record.cluster}` first.",
+    )
 
 
 def _control(record: Record, manager: ServiceManager | None) -> ServerControl:
@@ -354,7 +406,7 @@ def _control(record: Record, manager: ServiceManager | None) -> ServerControl:
         raise IntegrityError(f"read record {record.places.delta}: {error}") from error
 
 
-def _never(before_start: Callable[[Path], None]) -> DeltaResult:
+def _never(before_start: Callable[[Path], None], recover: Callable[[Path], None]) -> DeltaResult:
     raise Busy("restore backup: nothing is written here")
 
 

@@ -58,6 +58,10 @@ class Places:
         """Takes the configuration files of the backup, which are not in force."""
         return self.folder / f"{self._stem}datamanager-{identity}-configuration"
 
+    def wal(self, identity: str) -> Path:
+        """Takes the WAL on its way into the recovery of a delta restore."""
+        return self.folder / f"{self._stem}datamanager-{identity}-wal"
+
     @property
     def journal(self) -> Path:
         return self.folder / (self._hidden + "restore.json")

@@ -14,12 +14,13 @@ Source: requirements N10, R76, R77, R78.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import Enum
 from pathlib import Path
 
 from datamanager.engine.readiness.collations import check_collations, local_versions
-from datamanager.engine.readiness.finding import Finding
-from datamanager.engine.readiness.locales import check_locales, has_locale
+from datamanager.engine.readiness.finding import Finding, for_later
+from datamanager.engine.readiness.locales import check_locales, has_locale, opens
 from datamanager.engine.readiness.place import check_account, check_new_place, check_planned, check_port
 from datamanager.engine.readiness.software import check_libraries, check_programs, check_system
 from datamanager.engine.readiness.stored import check_stored, check_wal
@@ -30,12 +31,28 @@ from datamanager.repository.format import canonical_json
 from datamanager.repository.manifest import Manifest
 from datamanager.repository.repository import Repository
 
+_MAINTENANCE_DATABASE = "postgres"
+
+
+class Use(Enum):
+    """What the restored files are for; the values are the codes of questions that only matter after the restore.
+
+    FILES: nothing runs. CLONE: a server runs on the result, with a configuration of its own (postgres/clone.py).
+    SERVER: the result takes the server's place.
+    """
+
+    FILES = frozenset({"programs", "preload", "locale", "owner"})
+    CLONE = frozenset({"preload"})
+    SERVER = frozenset[str]()
+
 
 @dataclass(frozen=True, slots=True)
 class ReadinessOptions:
     """What is to be restored where.
 
     Args:
+        use: what it is for.
+        libraries: shared_preload_libraries of the server as it will start; None for those of the backup.
         restore: of a restore into a new directory; of another kind only ``target`` and ``any_platform`` count.
         plan: makes the plan of another kind of restore (delta, in place) and gives what each volume needs; what it
             refuses blocks.
@@ -47,6 +64,8 @@ class ReadinessOptions:
     """
 
     restore: RestoreOptions
+    use: Use = Use.SERVER
+    libraries: str | None = None
     plan: Callable[[], Sequence[VolumeNeed]] | None = None
     account: Account = field(default_factory=CurrentAccount)
     install_path: Path | None = None
@@ -64,7 +83,9 @@ def check_readiness(repository: Repository, manifest: Manifest, options: Readine
     Raises: StoreError, when the repository goes away meanwhile.
     """
     facts = facts_of(manifest)
-    programs, of_programs = check_programs(manifest, options.install_path, options.account)
+    if options.libraries is not None:
+        facts = replace(facts, shared_preload_libraries=options.libraries)
+    programs, of_programs = check_programs(manifest.major, manifest.version, options.install_path, options.account)
     found = [
         *check_stored(repository, manifest),
         *check_wal(options.wal_needed, options.wal_present),
@@ -79,11 +100,16 @@ def check_readiness(repository: Repository, manifest: Manifest, options: Readine
         found += check_new_place(manifest, options.restore, options.more_bytes)
     else:
         found += check_planned(options.plan, options.more_bytes)
-    return [
-        *found,
-        *check_account(options.restore.target, options.account),
-        *check_port(options.port, options.address),
-    ]
+    found += [*check_account(options.restore.target, options.account), *check_port(options.port, options.address)]
+    return for_later(found, _codes_for_later(facts, options.use))
+
+
+def _codes_for_later(facts: ServerFacts, use: Use) -> frozenset[str]:
+    """A clone is spoken to in one database alone."""
+    codes: frozenset[str] = use.value
+    if use is Use.CLONE and opens(facts, _MAINTENANCE_DATABASE, has_locale):
+        codes |= {"locale"}
+    return codes
 
 
 def facts_of(manifest: Manifest) -> ServerFacts:

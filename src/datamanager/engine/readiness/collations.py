@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from datamanager.engine.readiness.finding import Finding, fine, warning
+from datamanager.engine.readiness.finding import Finding, fine, unknown, warning
 from datamanager.postgres.facts_model import DatabaseFact, ServerFacts
 from datamanager.postgres.programs import Programs
 
@@ -24,8 +24,8 @@ _PLAIN = re.compile(r"(?:C|POSIX)(?:\.|\Z)", re.IGNORECASE)  # no version: the o
 _ICU = re.compile(rb"libicui18n\.so\.(\d+)")
 _PREDEFINED = re.compile(r'^pg_catalog\."?([^"]+)-x-icu"?$')
 _REMEDY = (
-    "After the restore run `REINDEX DATABASE` there, then `ALTER DATABASE … REFRESH COLLATION VERSION`;"
-    " until then look-ups by text may miss rows."
+    "After the restore, before it is used, run `REINDEX DATABASE` there, then `ALTER DATABASE … REFRESH COLLATION"
+    " VERSION`."
 )
 
 Versions = Callable[[str, str], str | None]  # of a provider and a locale on this machine
@@ -34,22 +34,22 @@ Versions = Callable[[str, str], str | None]  # of a provider and a locale on thi
 def check_collations(facts: ServerFacts, versions: Versions) -> list[Finding]:
     """Code ``collation``. Args: versions - what this machine's libraries call themselves, None where unknown."""
     differ: list[str] = []
-    unknown: list[str] = []
+    untold: list[str] = []
     for database in facts.databases:
         for what, provider, locale, recorded in _used(database):
             here = None if recorded is None else versions(provider, locale)
             if here is None:
-                unknown.append(what)
+                untold.append(what)
             elif here != recorded:
                 differ.append(f"{what} ({provider} {recorded}, here {here})")
         if database.allows_connections and not database.looked_into:
-            unknown.append(f"collations in {database.name}")
+            untold.append(f"collations in {database.name}")
     if differ:
         return [warning("collation", f"Text sorts differently here for {_some(differ)}.", _REMEDY)]
-    if unknown or not facts.databases:
-        names = _some(unknown) if unknown else "all databases, as the backup does not describe them"
+    if untold or not facts.databases:
+        names = _some(untold) if untold else "all databases, as the backup does not describe them"
         return [
-            warning(
+            unknown(
                 "collation",
                 f"Whether text sorts here as on the original is not known for {names}.",
                 "Restore on the same release of the operating system, or run `REINDEX DATABASE` afterwards.",

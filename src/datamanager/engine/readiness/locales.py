@@ -9,6 +9,7 @@ import ctypes
 import sys
 from collections.abc import Callable
 
+from datamanager.base.errors import ServerMismatch
 from datamanager.engine.readiness.finding import Finding, blocking, fine
 from datamanager.postgres.facts_model import ServerFacts
 
@@ -28,13 +29,20 @@ def check_locales(facts: ServerFacts, known: Callable[[str], bool | None]) -> li
         return [
             blocking(
                 "locale",
-                f"This machine lacks the locale {', '.join(lost)}, without which nobody can connect to {databases}.",
+                f"This machine lacks the locale {', '.join(lost)} of {databases}.",
                 "Generate it (`locale-gen`, or the package with the language's locales), then check again.",
+                ServerMismatch,
             )
         ]
     if None in answers.values() or not answers:
         return []
     return [fine("locale", f"The locales of the databases are here: {', '.join(sorted(answers))}.")]
+
+
+def opens(facts: ServerFacts, name: str, known: Callable[[str], bool | None]) -> bool:
+    """Whether nothing is known to be missing for a database. Args: as of ``check_locales``."""
+    needed = {locale for one in facts.databases if one.name == name for locale in (one.collate, one.ctype)}
+    return not any(known(locale) is False for locale in needed - {""})
 
 
 def has_locale(name: str) -> bool | None:

@@ -111,6 +111,7 @@ def _space(volume: VolumeNeed) -> Finding:
         "space",
         f"{text}: {format_size(volume.need - volume.free)} are missing.",
         f"Make room there, or give a directory on a bigger volume; nothing has been touched.{offer}",
+        TargetTooSmall,
     )
 
 

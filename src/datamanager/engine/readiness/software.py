@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from datamanager.base.errors import DataManagerError, ProgramMissing
-from datamanager.engine.readiness.finding import Finding, Level, blocking, fine, refused, warning
+from datamanager.engine.readiness.finding import Finding, blocking, fine, refused, unknown, warning
 from datamanager.engine.restore.plan import RestoreOptions, check_platform
 from datamanager.postgres.account import Account
 from datamanager.postgres.facts_model import ServerFacts
@@ -30,7 +30,7 @@ def check_system(manifest: Manifest, options: RestoreOptions) -> list[Finding]:
         return [refused("system", error)]
     if not (manifest.server.get("operating_system") and manifest.server.get("architecture")):
         return [
-            warning(
+            unknown(
                 "system",
                 "The backup does not say on which operating system and architecture it was made.",
                 "Restore it on a machine like the one that it was made on.",
@@ -40,27 +40,36 @@ def check_system(manifest: Manifest, options: RestoreOptions) -> list[Finding]:
 
 
 def check_programs(
-    manifest: Manifest, install_path: Path | None, account: Account
+    major: int, version: str, install_path: Path | None, account: Account
 ) -> tuple[Programs | None, list[Finding]]:
-    """Codes ``programs`` and ``version``; with them the programs, None when there are none."""
+    """Codes ``programs`` and ``version``; with them the programs, None when there are none.
+
+    Args: version - of the backup, or its major where no more is known.
+    """
     try:
-        programs = find_programs(manifest.major, install_path, account=account)
+        programs = find_programs(major, install_path, account=account)
     except ProgramMissing as error:
-        return None, [refused("programs", error)]
-    found = [fine("programs", f"PostgreSQL {programs.version} is in {programs.bin_directory} and runs.")]
-    if _numbers(programs.version) < _numbers(manifest.version):
+        cause = error.message.partition(": ")[2]
+        return None, [
+            blocking("programs", f"PostgreSQL {major} was not found here: {cause}.", error.hint, ProgramMissing)
+        ]
+    found = [found_programs(programs)]
+    if _numbers(programs.version) < _numbers(version):
         found.append(
             warning(
                 "version",
-                f"The programs here are PostgreSQL {programs.version}, the backup is of {manifest.version}.",
-                "Install the newest minor release first: an older one brings back bugs that were mended.",
+                f"The programs here are PostgreSQL {programs.version}, the backup is of {version}.",
+                "Install the newest minor release first.",
             )
         )
     else:
-        found.append(
-            fine("version", f"PostgreSQL {programs.version} is not older than the backup's {manifest.version}.")
-        )
+        found.append(fine("version", f"PostgreSQL {programs.version} is not older than the backup's {version}."))
     return programs, found
+
+
+def found_programs(programs: Programs) -> Finding:
+    """Code ``programs``, of those that were found."""
+    return fine("programs", f"PostgreSQL {programs.version} is in {programs.bin_directory} and runs.")
 
 
 def check_libraries(facts: ServerFacts, programs: Programs) -> list[Finding]:
@@ -72,8 +81,9 @@ def check_libraries(facts: ServerFacts, programs: Programs) -> list[Finding]:
         found.append(
             blocking(
                 "preload",
-                f"The server loads {', '.join(lost)} when it starts, and this installation has no such library.",
+                f"This installation lacks {', '.join(lost)} of the server's shared_preload_libraries.",
                 "Install the packages of these extensions, or take them out of shared_preload_libraries.",
+                ProgramMissing,
             )
         )
     elif wanted:
@@ -83,21 +93,20 @@ def check_libraries(facts: ServerFacts, programs: Programs) -> list[Finding]:
 
 def _extensions(facts: ServerFacts, programs: Programs) -> Finding:
     used = sorted({one.name for database in facts.databases for one in database.extensions})
-    unknown = [one.name for one in facts.databases if one.allows_connections and not one.looked_into]
-    if unknown or not facts.databases:
-        of = f"of {len(unknown)} databases" if facts.databases else "of its databases"
+    lost = [name for name in used if not has_extension(programs, name)]
+    if lost:
         return warning(
+            "extensions",
+            f"The databases use {', '.join(lost)}, which this installation does not have.",
+            "Install the packages of these extensions.",
+        )
+    closed = [one.name for one in facts.databases if one.allows_connections and not one.looked_into]
+    if closed or not facts.databases:
+        of = f"{len(closed)} databases" if facts.databases else "its databases"
+        return unknown(
             "extensions",
             f"The backup does not say which extensions {of} use.",
             "Compare the packages of this machine with those of the original.",
-        )
-    lost = [name for name in used if not has_extension(programs, name)]
-    if lost:
-        return Finding(
-            "extensions",
-            Level.WARNING,
-            f"The databases use {', '.join(lost)}, which this installation does not have.",
-            "Install the packages of these extensions; until then whatever uses them fails.",
         )
     return fine("extensions", f"The extensions that the databases use are there: {', '.join(used) or 'none'}.")
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from datamanager.base.errors import DataManagerError
+from datamanager.base.errors import DataManagerError, IntegrityError, WalMissing
 from datamanager.engine.readiness.finding import Finding, blocking, fine, refused, warning
 from datamanager.repository.commit import require_objects
 from datamanager.repository.damaged import DamagedChunks
+from datamanager.repository.format import pack_key
 from datamanager.repository.layers.contents import Contents
 from datamanager.repository.manifest import Manifest
 from datamanager.repository.repository import Repository
@@ -40,17 +41,20 @@ def check_wal(needed: Sequence[str], present: Collection[str]) -> list[Finding]:
             "wal",
             f"Of {len(needed)} files of WAL that the target needs {len(missing)} are missing, first {missing[0]}.",
             "Choose an earlier target: `datamanager wal status` shows what can be reached.",
+            WalMissing,
         )
     ]
 
 
 def _damage(repository: Repository, contents: Contents, manifest: Manifest) -> list[Finding]:
-    if _needs_damaged(DamagedChunks.load(repository), contents):
+    pack = _needed_damaged(DamagedChunks.load(repository), contents)
+    if pack is not None:
         return [
             blocking(
                 "damage",
-                "Verifying found damage in what this backup needs.",
-                "Run `datamanager repo heal`, or restore another backup or another copy.",
+                f"Verifying found damage in {pack_key(pack)}, which this backup needs.",
+                "Run `datamanager repo heal`, or restore a backup that `datamanager repo verify` finds whole.",
+                IntegrityError,
             )
         ]
     if manifest.damaged:
@@ -65,13 +69,14 @@ def _damage(repository: Repository, contents: Contents, manifest: Manifest) -> l
     return [fine("damage", "No damage to this backup is known.")]
 
 
-def _needs_damaged(damaged: DamagedChunks, contents: Contents) -> bool:
+def _needed_damaged(damaged: DamagedChunks, contents: Contents) -> bytes | None:
+    """The first damaged pack of which the backup needs a damaged part."""
     numbers = {number: pack for number, (pack, _) in enumerate(contents.packs) if pack in damaged.packs}
     if not numbers:
-        return False
+        return None
     for entry in contents.files():
         for number, pack in numbers.items():
             of_pack = entry.rows.pack == number
             if of_pack.any() and damaged.touches(pack, entry.rows.position[of_pack], entry.rows.pages[of_pack]):
-                return True
-    return False
+                return pack
+    return None

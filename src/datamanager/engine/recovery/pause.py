@@ -90,7 +90,8 @@ class Paused:
 
     @property
     def workplace(self) -> Workplace:
-        return Workplace(Path(self.target), tuple(Path(one) for one in self.links), Path(self.socket))
+        target = Path(self.target)
+        return Workplace(target, tuple(Path(one) for one in self.links), folder_of(target), Path(self.socket))
 
     def local_server(self, programs: Programs, account: Account, on_executed: Callable[[str], None]) -> LocalServer:
         place = self.workplace

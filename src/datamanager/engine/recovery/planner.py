@@ -156,7 +156,9 @@ class _Planner:
             known = self._known_until(way, one)
             if known is not None and self._target.time <= known:
                 quiet = f"no later commit is in the archive, which holds all that came until {self._zoned(known)}"
-                return _Found(one, wal.last_record(one.start, one.end), (quiet,))
+                proof = self._proven_until(way, one)
+                doubts = () if proof is not None and self._target.time <= proof else (quiet,)
+                return _Found(one, wal.last_record(one.start, one.end), doubts)
             if one.end < way.ranges[-1].end:
                 self._note(f"the archive lacks the WAL from {one.end} on, behind backup {one.backup.backup}")
             else:
@@ -231,19 +233,29 @@ class _Planner:
         time = commit_time(following) if following is not None else None
         return time is not None and time <= wanted
 
-    def _known_until(self, way: Path, window: Window) -> datetime | None:
-        """Until when the archive is known to hold all that was written up to the end of a window.
+    def _proven_until(self, way: Path, window: Window) -> datetime | None:
+        """Until when nothing is missing at the end of a window: by the beginning of a backup within it, whose WAL
+        tells all that was committed before, or by the receiver's word.
+        """
+        proven = [one.started for one in self._backups if way.holds(one) and window.start < one.stop <= window.end]
+        if window.end == way.ranges[-1].end and way.line in self._proven:
+            proven.append(self._proven[way.line])
+        return max(proven, default=None)
 
-        When the last bytes came says nothing where more came behind a hole.
+    def _known_until(self, way: Path, window: Window) -> datetime | None:
+        """Until when the archive is taken to hold all that was written up to the end of a window.
+
+        When the last bytes came is no proof: others may have been on their way. It says nothing where more came behind
+        a hole.
         """
         wal = self._wal_of(way)
-        known = [one.started for one in self._backups if way.holds(one) and window.start < one.stop <= window.end]
+        proven = self._proven_until(way, window)
+        known = [proven] if proven is not None else []
         if window.end == window.start:
             return max([*known, window.backup.started])
         if window.end == way.ranges[-1].end:
             received = wal.received(window.end)
             known += [datetime.fromisoformat(received)] if received else []
-            known += [self._proven[way.line]] if way.line in self._proven else []
         else:
             last = wal.last_commit(window.start, window.end)
             known += [moment(last.time)] if last is not None else []

@@ -23,11 +23,9 @@ def with_room_for_wal(plan: RestorePlan, needs: Sequence[Need], segment_size: in
 
     Replayed WAL stays in ``pg_wal`` until the next restartpoint. What the replayed changes add to the data is unknown.
     """
-    total = len(segments_of(needs, segment_size)) * segment_size
-    spool = min(total, window_of(segment_size) * segment_size)
     target = plan.options.target.absolute()
     volumes = list(plan.volumes)
-    for path, need in ((target, min(total, _KEPT_WAL_BYTES)), (folder_of(target), spool)):
+    for path, need in room_for_wal(target, folder_of(target), needs, segment_size).items():
         volumes = _added(volumes, path, need)
     for one in volumes:
         if one.need > one.free:
@@ -36,6 +34,15 @@ def with_room_for_wal(plan: RestorePlan, needs: Sequence[Need], segment_size: in
                 f"their volume has {format_size(one.free)} free"
             )
     return replace(plan, volumes=volumes)
+
+
+def room_for_wal(target: Path, folder: Path, needs: Sequence[Need], segment_size: int) -> dict[Path, int]:
+    """Bytes that WAL takes at most at a time, by the place where: what was replayed, and what is on its way there.
+
+    Args: target - takes the first; folder - of the spool.
+    """
+    total = len(segments_of(needs, segment_size)) * segment_size
+    return {target: min(total, _KEPT_WAL_BYTES), folder: min(total, window_of(segment_size) * segment_size)}
 
 
 def _added(volumes: list[VolumeNeed], path: Path, need: int) -> list[VolumeNeed]:

@@ -14,33 +14,32 @@ too. Source: decisions 1, 3, 12, 13 and 16; PostgreSQL documentation 26.3.4 and 
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
-from datamanager.base.errors import ServerDidNotStart
+from datamanager.base.errors import IntegrityError, ServerDidNotStart
 from datamanager.base.events import Executed, Listener, PhaseStarted, Progress, Warned
 from datamanager.base.pipeline import StopToken
 from datamanager.base.units import Lsn
 from datamanager.engine.recovery.pause import Paused, wait_until_paused
+from datamanager.engine.recovery.replay import Replay
 from datamanager.engine.recovery.script import PATIENCE, restore_command
-from datamanager.engine.recovery.segments import Need, SegmentReader, histories_of, segments_of
+from datamanager.engine.recovery.segments import SegmentReader, segments_of
 from datamanager.engine.recovery.spool import Spool, empty_spool
 from datamanager.engine.recovery.workplace import Recovered, Workplace
-from datamanager.engine.restore.plan import UNFINISHED_CONTROL_FILE, RestorePlan
-from datamanager.engine.restore.run import RestoreResult, apply_restore, name_control_file
+from datamanager.engine.restore.plan import RestorePlan
+from datamanager.engine.restore.run import RestoreResult, apply_restore
 from datamanager.postgres.account import Account
 from datamanager.postgres.clone import prepare_clone
 from datamanager.postgres.control_file import parse_control_bytes
 from datamanager.postgres.facts_model import ServerFacts
 from datamanager.postgres.local_server import LocalServer
 from datamanager.postgres.programs import Programs
-from datamanager.postgres.wal.history import TimelineHistory
 from datamanager.repository.format import canonical_json
+from datamanager.repository.manifest import Manifest
 from datamanager.repository.repository import Repository
-from datamanager.repository.wal.archive import Line
 
 # Until the end a power cut means that the restore is run again, so nothing is synced on the way.
 _SETTINGS = {"fsync": "off", "autovacuum": "off", "max_wal_size": "1GB"}
@@ -50,26 +49,6 @@ _NOT_PAUSED = (
     "the server could not be paused: at that moment a transaction with many subtransactions kept everybody out; it was "
     "promoted instead"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """What is replayed.
-
-    Args:
-        history: of the timeline that is followed, by its number.
-        target: where the last record begins that is replayed.
-        needs: the WAL from the backup's end to the end of that record, oldest first; empty if the backup holds it all.
-        lines: every line of the cluster in the repository, for their histories.
-        histories: further ones, by file name, of timelines whose numbers are taken elsewhere.
-    """
-
-    history: TimelineHistory
-    target: Lsn
-    needs: tuple[Need, ...]
-    segment_size: int
-    lines: tuple[Line, ...]
-    histories: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +93,22 @@ def restore_to_moment(
     )
     try:
         restored = apply_restore(repository, plan, stop, listener, startable=False)
-        return _Recovery(plan, restored, replay, options, stop, listener).run()
+        place = Workplace.of(restored.target, plan.links.values(), options.account)
+        recovered, paused = _Recovery(place, plan.manifest, replay, options, stop, listener).run()
     finally:
         if lease is not None:
             lease.release()
+    return MomentRestored(restored, recovered, paused)
+
+
+def recover(
+    place: Workplace, manifest: Manifest, replay: Replay, options: RecoveryOptions, stop: StopToken, listener: Listener
+) -> Recovered:
+    """Recover a directory that holds all of a backup, promoted and stopped. Raises: as ``restore_to_moment``."""
+    recovered, _ = _Recovery(place, manifest, replay, replace(options, pause=False), stop, listener).run()
+    if recovered is None:
+        raise IntegrityError(f"recover: {place.target} was not promoted")
+    return recovered
 
 
 class _Recovery:
@@ -125,27 +116,28 @@ class _Recovery:
 
     def __init__(
         self,
-        plan: RestorePlan,
-        restored: RestoreResult,
+        place: Workplace,
+        manifest: Manifest,
         replay: Replay,
         options: RecoveryOptions,
         stop: StopToken,
         listener: Listener,
     ) -> None:
-        self._plan = plan
-        self._restored = restored
-        self._target = restored.target
+        self._place = place
+        self._target = place.target
+        self._manifest = manifest
         self._replay = replay
         self._options = options
         self._stop = stop
         self._listener = listener
-        self._facts = ServerFacts.from_json(canonical_json(plan.manifest.server))
-        self._place = Workplace.of(self._target, plan.links.values(), options.account)
+        self._facts = ServerFacts.from_json(canonical_json(manifest.server))
+        self._reached = _last_record(replay, manifest, place)
         # Elsewhere the socket lies in a folder of its own, where nobody else can have the port.
         self._port = options.port if options.pause or sys.platform != "win32" else _free_port()
 
-    def run(self) -> MomentRestored:
-        self._listener(PhaseStarted("replaying WAL"))
+    def run(self) -> tuple[Recovered | None, Paused | None]:
+        """Returns: what came of it; one of both."""
+        self._listener(PhaseStarted("replaying WAL" if self._replay.target is not None else "recovering"))
         spool = self._spool()
         paused: Paused | None = None
         recovered: Recovered | None = None
@@ -157,8 +149,8 @@ class _Recovery:
                     self._listener(PhaseStarted("stopping the recovered server"))
                     server.stop("fast", limit_seconds=_STOP_SECONDS)
             if paused is None:
-                recovered = self._place.complete(self._replay.history.timeline, self._replay.target)
-            return MomentRestored(self._restored, recovered, paused)
+                recovered = self._place.complete(self._replay.history.timeline, self._reached)
+            return recovered, paused
         finally:
             if paused is None:
                 with contextlib.suppress(OSError):
@@ -186,11 +178,11 @@ class _Recovery:
         """Wait for the pause, and leave the server in it. Returns: None if it promoted itself."""
         known = [one.name for one in self._facts.databases if one.allows_connections]
         databases = tuple(dict.fromkeys(["postgres", *known, "template1"]))
-        if not wait_until_paused(server, databases, self._replay.target, self._stop, spool.check):
+        if not wait_until_paused(server, databases, self._reached, self._stop, spool.check):
             self._listener(Warned(_NOT_PAUSED))
             return None
-        spool.settle(self._replay.target)
-        manifest = self._plan.manifest
+        spool.settle(self._reached)
+        manifest = self._manifest
         paused = Paused(
             target=str(self._target),
             links=tuple(str(one) for one in self._place.links),
@@ -202,7 +194,7 @@ class _Recovery:
             backup=manifest.backup,
             major=manifest.major,
             timeline=self._replay.history.timeline,
-            reached=str(self._replay.target),
+            reached=str(self._reached),
             server=dict(manifest.server),
         )
         paused.write(self._place.folder)
@@ -219,16 +211,29 @@ class _Recovery:
             segments,
             replay.segment_size,
             reader.read,
-            histories_of(replay.lines, replay.history, replay.histories),
+            replay.history_files(),
             lambda brought: self._listener(Progress(brought * replay.segment_size, total)),
             patience=self._options.patience,
         )
 
+    def _aim(self) -> dict[str, str]:
+        """Where the server ends recovery by itself."""
+        action = {"recovery_target_action": "pause" if self._options.pause else "promote"}
+        if self._replay.target is not None:
+            return {
+                "recovery_target_lsn": str(self._replay.target),
+                "recovery_target_inclusive": "on",
+                "recovery_target_timeline": str(self._replay.history.timeline),
+                **action,
+            }
+        if (self._target / "backup_label").exists():
+            return {"recovery_target": "immediate", "recovery_target_timeline": "current", **action}
+        return {"recovery_target_timeline": "current"}
+
     def _server(self, spool: Spool) -> LocalServer:
         """The clone that recovers; from here on the directory starts, but not without us. Raises: OSError."""
         options = self._options
-        unfinished = self._target / os.fsdecode(UNFINISHED_CONTROL_FILE)
-        control = parse_control_bytes(unfinished.read_bytes())
+        control = parse_control_bytes(self._place.control_file.read_bytes())
         settings = {**_SETTINGS, "track_commit_timestamp": "on" if control.track_commit_timestamp else "off"}
         prepared = prepare_clone(
             self._target,
@@ -239,20 +244,13 @@ class _Recovery:
             account=options.account,
             programs=options.programs,
             shared_preload_libraries=self._facts.shared_preload_libraries,
-            recovery={
-                "restore_command": restore_command(spool.script),
-                "recovery_target_lsn": str(self._replay.target),
-                "recovery_target_inclusive": "on",
-                "recovery_target_timeline": str(self._replay.history.timeline),
-                "recovery_target_action": "pause" if options.pause else "promote",
-            },
+            recovery={"restore_command": restore_command(spool.script), **self._aim()},
             hot_standby=options.pause,
             settings=settings,
         )
         for warning in prepared.warnings:
             self._listener(Warned(warning))
-        self._place.hide_configuration()
-        name_control_file(self._target)
+        self._place.open()
         return LocalServer(
             self._target,
             options.programs,
@@ -264,6 +262,13 @@ class _Recovery:
             user=self._facts.superuser,
             on_executed=lambda text: self._listener(Executed(text)),
         )
+
+
+def _last_record(replay: Replay, manifest: Manifest, place: Workplace) -> Lsn:
+    """Behind which replay must end; of a backup without a label the server itself finds the end of the WAL."""
+    if replay.target is not None:
+        return replay.target
+    return Lsn(Lsn.parse(manifest.stop_lsn) - 1) if (place.target / "backup_label").exists() else Lsn(0)
 
 
 def _free_port() -> int:

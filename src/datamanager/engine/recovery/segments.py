@@ -19,6 +19,9 @@ from datamanager.postgres.wal.history import Switch, TimelineHistory
 from datamanager.postgres.wal.names import HISTORY_FILE, history_name, segment_name, segment_start
 from datamanager.repository.wal.archive import Line
 
+# Stands for the history of a timeline whose own is not known: a promoted server takes the first number without one.
+TAKEN = b"# taken\n"
+
 
 class Need(Protocol):
     """WAL that one line holds, from ``start`` up to ``end``; ``timeline`` names the files that the server asks for."""
@@ -92,7 +95,7 @@ class SegmentReader:
 
 
 def histories_of(
-    lines: Sequence[Line], wanted: TimelineHistory, others: Mapping[str, bytes] | None = None
+    lines: Sequence[Line], wanted: TimelineHistory | None, others: Mapping[str, bytes] | None = None
 ) -> dict[str, bytes]:
     """Every history file that the repository can give, by name; those that lead to ``wanted`` are its own.
 
@@ -106,13 +109,13 @@ def histories_of(
     for line in lines:
         for number, switch in enumerate(line.history.switches):
             texts[switch.timeline] = _text(line.history.switches[:number])
-    texts |= {line.timeline: line.history.text for line in lines} | {
-        wanted.timeline: wanted.text or _text(wanted.switches)
-    }
-    for number, switch in enumerate(wanted.switches):
-        texts[switch.timeline] = _text(wanted.switches[:number])
+    texts |= {line.timeline: line.history.text for line in lines}
+    if wanted is not None:
+        texts[wanted.timeline] = wanted.text or _text(wanted.switches)
+        for number, switch in enumerate(wanted.switches):
+            texts[switch.timeline] = _text(wanted.switches[:number])
     newest = max(texts, default=1)
-    return {history_name(number): texts.get(number, b"# taken\n") for number in range(2, newest + 1)}
+    return {history_name(number): texts.get(number, TAKEN) for number in range(2, newest + 1)}
 
 
 def _text(switches: Sequence[Switch]) -> bytes:

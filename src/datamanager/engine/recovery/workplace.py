@@ -5,6 +5,8 @@
     TARGET.wal/socket/     its socket; elsewhere where that path would be too long
     TARGET/unfinished-restore, recovery.signal, postgresql.conf.unfinished-restore
 
+A delta restore says where the folder lies, and keeps its directory from starting by marks of its own.
+
 A directory with recovery.signal starts only with a restore_command, and the recovery's own is on its command line. The
 copy's postgresql.conf, which may hold one of production's, is away until the end.
 """
@@ -23,8 +25,8 @@ from pathlib import Path
 from datamanager.base.errors import IntegrityError, TargetUnfit
 from datamanager.base.files import sync_directory, sync_tree
 from datamanager.base.units import Lsn
-from datamanager.engine.restore.plan import UNFINISHED_MARK
-from datamanager.engine.restore.run import remove_marks
+from datamanager.engine.restore.plan import CONTROL_FILE, UNFINISHED_CONTROL_FILE, UNFINISHED_MARK
+from datamanager.engine.restore.run import name_control_file, remove_marks
 from datamanager.postgres.account import Account
 from datamanager.postgres.control_file import STOPPED, parse_control_bytes, read_control_bytes
 from datamanager.postgres.wal.history import TimelineHistory
@@ -49,39 +51,49 @@ class Recovered:
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
-    """The files of one recovery. ``links`` are the tablespaces outside the target, by oid."""
+    """The files of one recovery. ``links`` are the directories outside the target that belong to it."""
 
     target: Path
     links: tuple[Path, ...]
+    folder: Path
     socket: Path
 
     @classmethod
-    def of(cls, target: Path, links: Iterable[Path], account: Account) -> Workplace:
-        """Choose the socket's folder, and make it where it lies elsewhere. Raises: OSError."""
-        socket = folder_of(target) / "socket"
-        if sys.platform != "win32" and len(os.fsencode(f"{socket}{_LONGEST_NAME}")) > _SOCKET_BYTES:
+    def of(cls, target: Path, links: Iterable[Path], account: Account, folder: Path | None = None) -> Workplace:
+        """Choose the socket's folder, and make it where it lies elsewhere. Raises: OSError.
+
+        Args: folder - takes the WAL; None for TARGET.wal.
+        """
+        folder = folder or folder_of(target)
+        socket = folder / "socket"
+        too_long = sys.platform != "win32" and len(os.fsencode(f"{socket}{_LONGEST_NAME}")) > _SOCKET_BYTES
+        if too_long or folder.is_relative_to(target):
             socket = Path(tempfile.mkdtemp(prefix="datamanager-"))
             account.take([socket])
-        return cls(target, tuple(links), socket)
-
-    @property
-    def folder(self) -> Path:
-        return folder_of(self.target)
+        return cls(target, tuple(links), folder, socket)
 
     @property
     def side(self) -> Path:
-        """Takes the configuration files of the recovery."""
-        return self.folder / "server"
+        """Takes the configuration files of the recovery, which lie outside the target."""
+        return (self.socket if self.folder.is_relative_to(self.target) else self.folder) / "server"
 
     @property
     def log(self) -> Path:
         return self.folder / "server.log"
 
-    def hide_configuration(self) -> None:
-        """Raises: OSError."""
+    @property
+    def control_file(self) -> Path:
+        """Where the control file lies, under its name or not yet."""
+        unfinished = self.target / os.fsdecode(UNFINISHED_CONTROL_FILE)
+        return unfinished if unfinished.exists() else self.target / os.fsdecode(CONTROL_FILE)
+
+    def open(self) -> None:
+        """From here on the directory starts, but not without the settings of its recovery. Raises: OSError."""
         with contextlib.suppress(FileNotFoundError):
             (self.target / _CONFIGURATION).rename(self.target / _HIDDEN)
             sync_directory(self.target)
+        if self.control_file.name != Path(os.fsdecode(CONTROL_FILE)).name:
+            name_control_file(self.target)
 
     def _finish(self) -> None:
         """Durable, and nothing of the recovery left. Raises: OSError."""
@@ -91,7 +103,8 @@ class Workplace:
             sync_tree(root)
         with contextlib.suppress(FileNotFoundError):
             (self.target / _HIDDEN).rename(self.target / _CONFIGURATION)
-        remove_marks(self.target, self.links)
+        if (self.target / UNFINISHED_MARK).exists():
+            remove_marks(self.target, self.links)
         for root in (self.target, *self.links):
             sync_directory(root)
 
@@ -143,12 +156,12 @@ def folder_of(target: Path) -> Path:
     return target.with_name(f"{target.name}.wal")
 
 
-def check_folder(target: Path, account: Account) -> None:
+def check_folder(target: Path, account: Account, folder: Path | None = None) -> None:
     """See beforehand that WAL can be put beside the target, and that the server's account gets there.
 
-    Raises: TargetUnfit.
+    Args: folder - as in ``Workplace.of``. Raises: TargetUnfit.
     """
-    folder = folder_of(target.absolute())
+    folder = folder or folder_of(target.absolute())
     known = (folder / "plan", folder / "server.log", folder / "server")
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not any(one.exists() for one in known))):
         raise TargetUnfit(

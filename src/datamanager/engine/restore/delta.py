@@ -6,6 +6,7 @@
 3 remove    what the backup does not have: extra segments, newer relations, WAL, slots
 4 patch     engine/restore/delta_patch.py
 5 sync      then pg_control comes back, last of all
+6 recover   where the caller does that; only then the journal goes
 
 Source: PostgreSQL decision 11.
 """
@@ -16,8 +17,8 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from datamanager.base.errors import Cancelled, DataManagerError, IntegrityError, TargetTooSmall, TargetUnfit, UsageError
@@ -28,7 +29,14 @@ from datamanager.base.units import Lsn, format_size
 from datamanager.engine.restore.delta_layout import Expected, Extra, expect, extras, files_below, is_restored, remove
 from datamanager.engine.restore.delta_patch import Patcher, Tally
 from datamanager.engine.restore.delta_room import Growth
-from datamanager.engine.restore.delta_target import MOVED_CONTROL_FILE, DeltaTarget, begin, examine, finish
+from datamanager.engine.restore.delta_target import (
+    MOVED_CONTROL_FILE,
+    DeltaTarget,
+    begin,
+    drop_journal,
+    examine,
+    name_control_file,
+)
 from datamanager.engine.restore.layout import Destination
 from datamanager.engine.restore.page_check import PageRules
 from datamanager.engine.restore.plan import CONTROL_FILE, VolumeNeed
@@ -52,11 +60,13 @@ class DeltaOptions:
     Args:
         target: the cluster's data directory.
         confirm: the cluster's name, as a person typed it; nothing is touched without.
+        beside: bytes that what follows takes besides the files, by the directory in which.
     """
 
     target: Path
     confirm: str = ""
     threads: int = 2
+    beside: Mapping[Path, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +124,9 @@ def plan_delta(repository: Repository, manifest: Manifest, options: DeltaOptions
             for _, status in files_below(extra):
                 removed_files += 1
                 removed_bytes += growth.removed(status)
-    volumes = growth.volumes(target.roots)
+        for place, size in options.beside.items():
+            growth.beside(place, size)
+    volumes = growth.volumes([*target.roots, *options.beside])
     for volume in volumes:
         if volume.need > volume.free:
             raise TargetTooSmall(
@@ -137,13 +149,15 @@ def apply_delta(
     listener: Listener,
     *,
     before_start: Callable[[Path], None] = lambda root: None,
+    recover: Callable[[Path], None] = lambda root: None,
 ) -> DeltaResult:
     """Carry out a plan. Killed or failed at any moment, the directory does not start, and the same call goes on.
 
     Args: before_start - told the data directory once all its files are there and before it can start: what it writes
-        (settings of a recovery) becomes durable with the rest.
+        (settings of a recovery) becomes durable with the rest. recover - told once it can start; until it returns the
+        restore is not complete.
     Raises: UsageError (not confirmed); Busy, ServerMismatch, before anything is touched; IntegrityError, ObjectMissing,
-        StoreError, TargetTooSmall, TargetUnfit, Cancelled.
+        StoreError, TargetTooSmall, TargetUnfit, Cancelled; what ``recover`` raises.
     """
     manifest, options = plan.manifest, plan.options
     if options.confirm != manifest.cluster:
@@ -161,7 +175,10 @@ def apply_delta(
         with _target_errors(target.root, "Nothing was changed; let this account write there."):
             begin(target, manifest)
         with _unfinished(target.root):
-            return _Run(repository, plan, target, stop, listener).carry_out(before_start, began)
+            result = _Run(repository, plan, target, stop, listener).carry_out(before_start, began)
+            recover(target.root)
+            drop_journal(target.root)
+            return result
     finally:
         if lease is not None:
             lease.release()
@@ -197,7 +214,7 @@ class _Run:
         self._stop.check()
         for place in self._target.roots:
             sync_tree(place)
-        finish(self._target)
+        name_control_file(self._target)
         tally = self._tally
         listener(Touched(f"{files} files, {format_size(tally.written)} of them written, {removed} files removed"))
         seconds = self._repository.clock.elapsed() - began

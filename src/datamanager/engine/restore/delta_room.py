@@ -37,13 +37,18 @@ class Growth:
         self._add(status.st_dev, -room)
         return room
 
+    def beside(self, place: Path, size: int) -> None:
+        """Bytes that something else will take for a while, in a directory that may not be there yet."""
+        self._add(self._device(str(place)), size)
+
     def volumes(self, places: Iterable[Path]) -> list[VolumeNeed]:
-        """Need and room of each volume that holds one of these directories. Raises: OSError."""
+        """Need and room of each volume that holds one of these directories, or will. Raises: OSError."""
         found: dict[int, VolumeNeed] = {}
         for place in places:
-            device = place.stat().st_dev
+            device = self._device(str(place))
             need = max(0, self._by_device.get(device, 0))
-            found.setdefault(device, VolumeNeed(place, need, psutil.disk_usage(str(place)).free))
+            present = next(one for one in (place, *place.parents) if one.exists())
+            found.setdefault(device, VolumeNeed(place, need, psutil.disk_usage(str(present)).free))
         return list(found.values())
 
     def _add(self, device: int, size: int) -> None:

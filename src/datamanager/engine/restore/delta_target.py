@@ -1,9 +1,11 @@
 """The data directory that a delta restore works on: what it is, and the journal that keeps it from starting meanwhile.
 
-    begin    unfinished-delta (whose directory this is) -> global/pg_control goes away
-    finish   global/pg_control comes back -> unfinished-delta goes
+    begin               unfinished-delta (whose directory this is) -> global/pg_control goes away
+    name_control_file   global/pg_control comes back
+    drop_journal        unfinished-delta goes
 
-Without pg_control no server starts; with the journal the same command goes on, whatever moment it was killed at.
+Without pg_control no server starts; with the journal the same command goes on, whatever moment it was killed at. Where
+a recovery follows, the journal stays until that has ended.
 Source: PostgreSQL decision 11.
 """
 
@@ -125,13 +127,17 @@ def begin(target: DeltaTarget, manifest: Manifest) -> None:
     sync_directory(control.parent)
 
 
-def finish(target: DeltaTarget) -> None:
+def name_control_file(target: DeltaTarget) -> None:
     """Let the directory start: everything in it is complete and durable. Raises: OSError."""
     control, moved = _control_files(target)
     moved.replace(control)
     sync_directory(control.parent)
-    (target.root / JOURNAL).unlink()
-    sync_directory(target.root)
+
+
+def drop_journal(root: Path) -> None:
+    """Nothing is left to be done; none there is no error. Raises: OSError."""
+    (root / JOURNAL).unlink(missing_ok=True)
+    sync_directory(root)
 
 
 def _control_files(target: DeltaTarget) -> tuple[Path, Path]:
@@ -167,15 +173,17 @@ def _identity(root: Path, journal: DeltaJournal | None) -> tuple[int, int]:
             raise TargetUnfit(
                 f"restore backup: whose data {root} holds is not known: it has no global/pg_control", hint=_ELSEWHERE
             ) from None
-        return journal.system_identifier, journal.catalog_version
     except OSError as error:
         why = (error.strerror or "cannot be read").lower()
         raise TargetUnfit(f"restore backup: global/pg_control in {root}: {why}", hint=_ELSEWHERE) from error
     except DataManagerError as error:
-        raise TargetUnfit(
-            f"restore backup: whose data {root} holds is not known: {error.message}", hint=_ELSEWHERE
-        ) from error
-    return control.system_identifier, control.catalog_version
+        if journal is None:  # else a power cut in the middle of a recovery may have torn it
+            raise TargetUnfit(
+                f"restore backup: whose data {root} holds is not known: {error.message}", hint=_ELSEWHERE
+            ) from error
+    else:
+        return control.system_identifier, control.catalog_version
+    return journal.system_identifier, journal.catalog_version
 
 
 def _require_same_cluster(root: Path, manifest: Manifest, identifier: int) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from datamanager.base.errors import FormatUnsupported, IntegrityError, ObjectMissing, WalContradicts
+from datamanager.base.errors import FormatUnsupported, IntegrityError, ObjectMissing, StoreUnavailable, WalContradicts
 from datamanager.base.units import Lsn
 from datamanager.postgres.wal.index import index_segment
 from datamanager.repository.wal.archive import Line
@@ -90,7 +90,10 @@ class LineWriter:
                 kept.append(Range(one.start, one.end))
             except ObjectMissing:
                 continue  # another writer put more in its place
-            except (IntegrityError, FormatUnsupported) as error:
+            except (IntegrityError, FormatUnsupported, StoreUnavailable) as error:
+                # A bad sector fails for ever, and waiting for it would hold up all that comes; a drive that is away
+                # fails here, too.
+                self._line.stored()
                 self.unreadable.append(error.message)
                 self._damaged.append(one)
         self._known = [(held, self._line.read(held.start, held.end)) for held in merged(kept)]

@@ -9,6 +9,7 @@ Source: PostgreSQL documentation 25.3.1 (setting up WAL archiving); field notes 
 from __future__ import annotations
 
 import collections
+import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,8 @@ def _push_segment(archive: WalArchive, path: Path, cluster: str, clock: Clock) -
         if not data:
             return Pushed(path.name)
     line = _line(archive, path, timeline, size, cluster)
-    info, held = WalInfo(received, index_segment(data, start, size)), Range(start, Lsn(start + len(data)))
+    held = Range(start, Lsn(start + len(data)))
+    info = functools.cache(lambda: WalInfo(received, index_segment(data, start, size)))
     try:
         line.put(start, data, info)
     except (IntegrityError, FormatUnsupported):

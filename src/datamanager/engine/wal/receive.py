@@ -34,16 +34,16 @@ from datamanager.base.units import Lsn
 from datamanager.engine.wal.lines import Reached, ancestor, line_of, reached, record_histories
 from datamanager.engine.wal.pieces import LineWriter
 from datamanager.engine.wal.sealing import Sealing
-from datamanager.engine.wal.telling import TICK_SECONDS, ReceiverState, Telling
+from datamanager.engine.wal.state import ReceiverState
+from datamanager.engine.wal.telling import TICK_SECONDS, Telling
 from datamanager.postgres.connection import ServerAddress, connect
 from datamanager.postgres.replication import ReplicationSession
 from datamanager.postgres.wal.history import TimelineHistory
 from datamanager.postgres.wal.names import segment_start
 from datamanager.postgres.wal.slot import SlotKeeper, SlotState, how_to_limit
 from datamanager.postgres.wal.stream import SLOT_IN_USE, WAL_REMOVED, Identity, WalStream, as_receiver
-from datamanager.repository.wal.archive import WalArchive
-
-__all__ = ["ReceiveOptions", "ReceiverState", "receive_wal"]
+from datamanager.repository.wal.archive import Line, WalArchive
+from datamanager.repository.wal.names import line_timeline
 
 # Waiting mends none of these.
 _FINAL = (WalForeign, WalContradicts, ConfigurationError, WrongSecret, FormatUnsupported)
@@ -64,6 +64,7 @@ class ReceiveOptions:
         new_history: begin a new line of the server's timeline, for its machine was put back to an older state.
         silence_seconds: how long the server may say nothing.
         retry_seconds: the wait after the first failure, which doubles with each more, and the longest.
+        reached: the line and the position up to which an earlier receiver had filled this archive; None when unknown.
     """
 
     cluster: str
@@ -74,6 +75,7 @@ class ReceiveOptions:
     new_history: bool = False
     silence_seconds: float = 60.0
     retry_seconds: tuple[float, float] = (1.0, 30.0)
+    reached: tuple[str, Lsn] | None = None
 
 
 def receive_wal(
@@ -121,6 +123,7 @@ class _Receiver:
         self._wait = options.retry_seconds[0]
         self._worked = False  # one connection came as far as streaming
         self._new_history = options.new_history
+        self._reached = options.reached
 
     def run(self) -> None:
         while not self._stop.stopping:
@@ -171,7 +174,9 @@ class _Receiver:
         slot = self._slot()
         size = stream.segment_size()
         history = self._histories(archive, stream, identity.timeline, size)
-        ends = reached(archive.lines(), history, size)
+        lines = archive.lines()
+        self._tell_what_is_gone(lines, line_of(lines, history, size))
+        ends = reached(lines, history, size)
         if ends is not None:
             self._check_reached(stream, identity, ends)
             timeline, start = ends.next_segment(history, size)
@@ -183,6 +188,28 @@ class _Receiver:
         while not self._received(archive, stream, ancestor(history, timeline), size, start):
             timeline, start = self._behind_gap(history, identity, size, start, ends)
 
+    def _tell_what_is_gone(self, lines: list[Line], line: Line | None) -> None:
+        """Tell when the line to go on with holds less than it did: its objects were deleted, or the drive is another.
+
+        What the server still has comes again; a gap is told where that is known.
+        """
+        if self._telling.state.line and self._telling.state.sealed:
+            self._reached = self._telling.state.line, self._telling.state.sealed
+        if self._reached is None or line is None:
+            return
+        identity, had = self._reached
+        another = line.id != identity and any(one.id == identity for one in lines)
+        if another or line_timeline(identity) != line.timeline:
+            return
+        end = max((one.end for one in line.reach()), default=None)
+        if end is None or end < had:
+            left = "is now empty" if end is None else f"now ends at {end}"
+            self._telling.warn_once(
+                f"the archive had reached {had} of timeline {line.timeline} and {left}: what was there is gone;"
+                " what the server still has is fetched again, and a new backup makes every moment from then on"
+                " restorable"
+            )
+
     def _check_reached(self, stream: WalStream, identity: Identity, ends: Reached) -> None:
         """Raises: WalContradicts, StreamBroken (a standby that has not come so far yet)."""
         if ends.timeline != identity.timeline or identity.position >= ends.at:
@@ -190,6 +217,8 @@ class _Receiver:
         behind = f"the server is at {identity.position} of timeline {ends.timeline}, and the archive reaches {ends.at}"
         if stream.in_recovery:
             raise StreamBroken(f"receive WAL: {behind}; waiting for it")
+        if stream.identify().timeline != identity.timeline:
+            raise StreamBroken(f"receive WAL: {behind}; it has just been promoted")
         raise WalContradicts(f"receive WAL: {behind}")
 
     def _slot(self) -> SlotState:
@@ -265,7 +294,7 @@ class _Receiver:
             raise StreamBroken("receive WAL: its line is gone from the archive")
         writer = LineWriter(line, start)
         for message in writer.unreadable:
-            self._telling.warn(f"{message}; it is fetched from the server again")
+            self._telling.warn_once(f"{message}; it is fetched again if the server still has it")
         try:
             stream.start(self._options.slot, line.timeline, start)
         except ServerError as error:
@@ -273,7 +302,7 @@ class _Receiver:
                 raise StreamBroken(f"{error.message}: another receiver, or a connection that was lost") from error
             raise
         if line.id != self._telling.state.line:
-            self._telling.change(complete_until="")
+            self._telling.change(complete_until="", sealed=Lsn(0))
         self._telling.change(connected=True, line=line.id, timeline=line.timeline, received=start, error="")
         self._telling.phase(f"receiving WAL of timeline {line.timeline} from {start}")
         with _rung() as (bell, wake):
@@ -284,6 +313,11 @@ class _Receiver:
                 sealing.end_line(self._stop)
             except ServerError as error:
                 if error.sqlstate == WAL_REMOVED and stream.received == start:
+                    if writer.unreadable:
+                        self._telling.warn_once(
+                            f"the server no longer has the WAL from {start}, of which the archive cannot read a part:"
+                            " no backup can be restored across it, until a newer one is made"
+                        )
                     return False
                 raise
             finally:

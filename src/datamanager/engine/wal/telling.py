@@ -1,42 +1,17 @@
-"""What a receiver tells: its state for whoever asks, and what happens for whoever listens."""
+"""A receiver telling: its state to whoever asks, and what happens to whoever listens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from datamanager.base.clock import Clock
 from datamanager.base.events import Executed, Listener, PhaseStarted, Warned
-from datamanager.base.units import Lsn
 from datamanager.engine.wal.sealing import Sealing
+from datamanager.engine.wal.state import ReceiverState
 from datamanager.postgres.wal.stream import WalStream
 
 TICK_SECONDS = 1.0
-_UNKNOWN = Lsn(0)
-
-
-@dataclass(frozen=True, slots=True)
-class ReceiverState:
-    """How far the receiver is. Positions are 0 while unknown; times RFC 3339 in UTC, empty before the first.
-
-    Args: line, timeline - that are written; received, sealed - up to where bytes came and are in the archive; server -
-        up to where the server was when last heard of; caught_up - everything up to there was received; complete_until
-        - by the server's clock, all that it had written by then is in the archive; changed - when ``connected`` last
-        changed; error - why there is no connection, or why the last one was lost.
-    """
-
-    connected: bool = False
-    line: str = ""
-    timeline: int = 0
-    received: Lsn = _UNKNOWN
-    sealed: Lsn = _UNKNOWN
-    server: Lsn = _UNKNOWN
-    sealed_at: str = ""
-    caught_up: bool = False
-    complete_until: str = ""
-    synchronous: bool = False
-    changed: str = ""
-    error: str = ""
 
 
 class Telling:

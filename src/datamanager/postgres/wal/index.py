@@ -22,10 +22,9 @@ Source: decision 14; ``records.py``, ``replay_hazards.py``.
 from __future__ import annotations
 
 from struct import Struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from crc32c import crc32c
-
+from datamanager.base.lazy import lazy
 from datamanager.postgres.wal.pages import PAGE_BYTES, Geometry, PageReader
 from datamanager.postgres.wal.records import (
     COMMITS,
@@ -36,6 +35,11 @@ from datamanager.postgres.wal.records import (
     main_data,
     parse_restore_point,
 )
+
+if TYPE_CHECKING:
+    import crc32c
+else:
+    crc32c = lazy("crc32c")  # loads much to know its own version, while ``wal push`` compresses
 
 # Bytes 16 to 19 of a record: info, resource manager, padding. The lowest four bits are flags of any record.
 _SWITCH, _RESTORE_POINT = 0x0040, 0x0070
@@ -227,5 +231,5 @@ class _Run:
 
     def _sound(self, place: int) -> bool:
         length, *_, crc = HEADER.unpack_from(self.content, place)
-        body = crc32c(self.content[place + RECORD_HEADER : place + length])
-        return bool(crc32c(self.content[place : place + RECORD_HEADER - 4], body) == crc)
+        body = crc32c.crc32c(self.content[place + RECORD_HEADER : place + length])
+        return bool(crc32c.crc32c(self.content[place : place + RECORD_HEADER - 4], body) == crc)

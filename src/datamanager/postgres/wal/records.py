@@ -10,12 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from struct import Struct
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from crc32c import crc32c
-
+from datamanager.base.lazy import lazy
 from datamanager.base.units import Lsn
 from datamanager.postgres.wal.pages import PAGE_BYTES, Geometry, PageReader
+
+if TYPE_CHECKING:
+    import crc32c
+else:
+    crc32c = lazy("crc32c")  # loads much to know its own version, while ``wal push`` compresses
 
 RECORD_HEADER = 24
 HEADER = Struct("<IIQBBHI")  # length, transaction, record before, info, resource manager, padding, CRC
@@ -122,6 +126,7 @@ class Walker:
 
     def _whole(self) -> Iterator[Record]:
         """Every whole record of what has come; stops behind a switch."""
+        checksum = crc32c.crc32c
         content = b"".join(self._parts)
         size, base, geometry = len(content), self._base, self._geometry
         place = self._skip or 0
@@ -153,7 +158,7 @@ class Walker:
                 self._needed = after - place
                 break
             body = content[place + RECORD_HEADER : place + length]
-            if crc32c(content[place : place + _CRC_OFFSET], crc32c(body)) != crc:
+            if checksum(content[place : place + _CRC_OFFSET], checksum(body)) != crc:
                 self.stopped = f"the record at {Lsn(lsn)} is damaged"
                 break
             natural = end = Lsn(after + distance) if after <= boundary else geometry.end(base + after)

@@ -7,7 +7,7 @@ Source: PostgreSQL documentation, views pg_replication_slots and pg_stat_activit
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from datamanager.base.errors import NotFound
@@ -36,6 +36,7 @@ class WalWatch:
         synchronous_standbys: ``synchronous_standby_names`` as it is in force.
         waiting: commits that wait for a synchronous standby, as far as the role may see them.
         slot: None when there is none of that name; limit - of all slots, in bytes, None for no limit.
+        former: others that were asked for and that the server has.
     """
 
     system: int
@@ -44,6 +45,7 @@ class WalWatch:
     waiting: int
     slot: SlotState | None
     limit: int | None
+    former: tuple[SlotState, ...] = ()
 
     def waits_for(self, name: str) -> bool:
         """Whether commits wait for the receiver of that name."""
@@ -55,8 +57,14 @@ def names_standby(setting: str, name: str) -> bool:
     return name in re.split(r"[^a-z0-9_$]+", setting.lower())
 
 
-def watch_wal(address: ServerAddress, slot: str, stop: StopToken, on_sql: Callable[[str], None]) -> WalWatch:
-    """Ask the server. Raises: as ``connect``; ServerUnfit, when the slot's name is taken."""
+def watch_wal(
+    address: ServerAddress, slot: str, stop: StopToken, on_sql: Callable[[str], None], former: Collection[str] = ()
+) -> WalWatch:
+    """Ask the server.
+
+    Args: former - names of slots to look at, too.
+    Raises: as ``connect``; ServerUnfit, when a slot's name is taken.
+    """
     try:
         connection = connect(address, stop=stop, on_executed=on_sql)
     except NotFound:
@@ -64,9 +72,11 @@ def watch_wal(address: ServerAddress, slot: str, stop: StopToken, on_sql: Callab
     with connection, cancelled_by(stop, connection):
         keeper = SlotKeeper(connection, slot)
         state, limit = keeper.state(), keeper.limit()
+        others = [SlotKeeper(connection, one).state() for one in former if one != slot]
         with server_errors("look at WAL"):
             ((system, position, standbys, waiting),) = connection.execute(_LOOK.encode()).fetchall()
-    return WalWatch(int(str(system)), Lsn.parse(str(position)), str(standbys), int(str(waiting)), state, limit)
+    left = tuple(one for one in others if one is not None)
+    return WalWatch(int(str(system)), Lsn.parse(str(position)), str(standbys), int(str(waiting)), state, limit, left)
 
 
 def system_of(address: ServerAddress, stop: StopToken, on_sql: Callable[[str], None]) -> int:

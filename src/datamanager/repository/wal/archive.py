@@ -11,7 +11,7 @@ import contextlib
 import json
 import secrets
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from datamanager.base.errors import IntegrityError, ObjectExists, ObjectMissing, WalContradicts, WalMissing
@@ -123,9 +123,10 @@ class Line:
         """What is covered without a hole, ascending. Raises: StoreError."""
         return merged([Range(one.start, one.end) for one in self.stored()])
 
-    def put(self, start: int, data: Buffer, info: WalInfo) -> StoredWal:
+    def put(self, start: int, data: Buffer, info: WalInfo | Callable[[], WalInfo]) -> StoredWal:
         """Seal bytes of one segment; durable on return. Bytes that are there already are compared, not trusted.
 
+        Args: info - of them, or what finds it out; called while they are compressed, for each object that they take.
         Returns: the object that holds them, the last one where a segment takes several.
         Raises: WalContradicts, nothing stored; StoreError, IntegrityError (what is there cannot be read).
         """
@@ -255,7 +256,7 @@ class Line:
                     f"archive WAL: timeline {self.timeline} has other bytes in the archive near {Lsn(begins)}"
                 )
 
-    def _put_stretch(self, start: int, data: memoryview, info: WalInfo) -> StoredWal:
+    def _put_stretch(self, start: int, data: memoryview, info: WalInfo | Callable[[], WalInfo]) -> StoredWal:
         key = stretch_key(self._folder, start, len(data))
         parts = seal_stretch(self._repository.ring, key, start, data, info)
         try:

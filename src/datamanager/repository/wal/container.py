@@ -10,9 +10,10 @@ the key, so no stretch passes for another. Source: ``docs/format.md``, WAL.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import zstandard
 
@@ -63,15 +64,23 @@ class Directory:
     sealer: Sealer
 
 
-def seal_stretch(ring: Ring, key: str, start: int, data: Buffer, info: WalInfo) -> list[Buffer]:
-    """The parts of a container that holds ``data``."""
+def seal_stretch(
+    ring: Ring, key: str, start: int, data: Buffer, found: WalInfo | Callable[[], WalInfo]
+) -> list[Buffer]:
+    """The parts of a container that holds ``data``.
+
+    Args: found - what is known of it, or what finds that out, meanwhile: compressing needs no interpreter.
+    """
     epoch = ring.newest
     header = Header(Kind.WAL, epoch.number, named_id(key), fresh_salt())
     sealer = Sealer(epoch.key.reveal(), header, ring.repository)
-    compressor = zstandard.ZstdCompressor(level=_LEVEL)
     view = memoryview(data)
-    raw = [view[at : at + MAX_CHUNK_BYTES] for at in range(0, len(view), MAX_CHUNK_BYTES)]
-    chunks = [sealer.seal_chunk(number, compressor.compress(one)) for number, one in enumerate(raw)]
+    raw: list[Buffer] = [view[at : at + MAX_CHUNK_BYTES] for at in range(0, len(view), MAX_CHUNK_BYTES)]
+    if isinstance(found, WalInfo):
+        info, frames = found, _compressed(raw)
+    else:
+        info, frames = _compressed_meanwhile(raw, found)
+    chunks = [sealer.seal_chunk(number, one) for number, one in enumerate(frames)]
     plain = canonical_json(
         {
             "index": info.index,
@@ -83,6 +92,24 @@ def seal_stretch(ring: Ring, key: str, start: int, data: Buffer, info: WalInfo) 
     )
     directory = sealer.seal(DIRECTORY_NUMBER, compress_small(plain))
     return [header.pack(), *chunks, directory, TRAILER.pack(len(directory), 0, END_MAGIC)]
+
+
+def _compressed(raw: list[Buffer]) -> list[Buffer]:
+    """A frame for each, made in one call: a thread that wants the interpreter between chunks waits 5 ms each time."""
+    frames = zstandard.ZstdCompressor(level=_LEVEL).multi_compress_to_buffer(raw, threads=1)
+    return [memoryview(cast("Buffer", frames[number])) for number in range(len(frames))]
+
+
+def _compressed_meanwhile(raw: list[Buffer], find: Callable[[], WalInfo]) -> tuple[WalInfo, list[Buffer]]:
+    """The same in a thread, while this one looks for what is known. Raises: as ``find``."""
+    frames: list[list[Buffer]] = []
+    thread = threading.Thread(target=lambda: frames.append(_compressed(raw)), name="wal-compress")
+    thread.start()
+    try:
+        info = find()
+    finally:
+        thread.join()
+    return info, frames[0] if frames else _compressed(raw)
 
 
 def read_directory(storage: Storage, ring: Ring, key: str, size: int, held: Range) -> Directory:
